@@ -1,0 +1,35 @@
+# make demo: a whole life in minutes.  make test: everything that CI runs.
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test test-all lint clean
+
+demo: .venv/core
+	$(BIN)/llamita demo $(DEMO)
+
+test: .venv/test lint
+	$(BIN)/python -m pytest
+
+test-all: .venv/test lint
+	$(BIN)/python -m pytest -m ""
+
+lint: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --config .importlinter
+
+.venv/core: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet -e '.[data,proof]'
+	touch $@
+
+.venv/test: .venv/core
+	$(BIN)/python -m pip install --quiet -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv runs build *.egg-info .mypy_cache .ruff_cache

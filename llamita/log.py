@@ -1,0 +1,73 @@
+"""Metrics as JSON lines, and one line of progress for people."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Metrics:
+    """Appends one JSON object a line to `metrics.jsonl`; each line is flushed, so that a kill loses at most one."""
+
+    def __init__(self, path: Path, stage: str):
+        self.stage = stage
+        ends_whole = not path.exists() or path.stat().st_size == 0 or path.read_bytes()[-1:] == b"\n"
+        self.file = path.open("a")
+        if not ends_whole:  # a kill tore the last line: close it, so that readers drop it alone
+            self.file.write("\n")
+
+    def write(self, kind: str, **values: Any) -> None:
+        row = {"kind": kind, "stage": self.stage} | values
+        self.file.write(json.dumps({key: _finite(value) for key, value in row.items()}) + "\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: a float that is none is written as null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Every whole line of a metrics file; a line torn by a kill is left out."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows
+
+
+def duration(seconds: float) -> str:
+    """12s, 3m05s, 2h10m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    return f"{whole // 60}m{whole % 60:02d}s" if whole < 3600 else f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+class Progress:
+    """One line that is rewritten in place on a terminal; elsewhere one plain line every `interval` updates."""
+
+    def __init__(self, interval: int):
+        self.interval = interval
+        self.live = sys.stderr.isatty()
+
+    def update(self, count: int, line: str, *, last: bool = False) -> None:
+        if self.live:
+            console.print(line, end="\n" if last else "\r", crop=True, overflow="crop", no_wrap=True, markup=False)
+        elif last or count % self.interval == 0:
+            console.print(line, markup=False)
+
+
+def say(line: str) -> None:
+    """Tell the person at the console something, without markup."""
+    console.print(line, markup=False)

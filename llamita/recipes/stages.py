@@ -1,0 +1,212 @@
+"""The stages of a life as functions over folders; every verb of the command line is a thin call of one."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from llamita import config, log
+from llamita.align import sft
+from llamita.checkpoint import store
+from llamita.data.build import build
+from llamita.data.pack import PackedRows
+from llamita.data.read import Document
+from llamita.data.shards import Corpus
+from llamita.eval import bits
+from llamita.formats import hf
+from llamita.formats.proof import prove
+from llamita.model.llama import Llama
+from llamita.model.llama import build as build_model
+from llamita.serve.engine import Engine, Sampling
+from llamita.tokenizer import Tokenizer
+from llamita.tokenizer.chat import render
+from llamita.tokenizer.train import train as train_bpe
+from llamita.train import state
+from llamita.train.loop import Trainer, Watch
+from llamita.train.run import Run
+
+Sources = dict[str, str]
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> Tokenizer:
+    """Train a byte-level BPE with Llama 3's split on `texts` and write its folder."""
+    tokenizer = train_bpe(texts, vocab_size)
+    tokenizer.save(out)
+    return tokenizer
+
+
+def build_corpus(docs: Iterable[Document], tokenizer: Tokenizer, out: Path, heldout_share: float) -> Corpus:
+    """Tokenize documents into a corpus folder that carries its tokenizer."""
+    progress = log.Progress(interval=500)
+    build(
+        docs, tokenizer, out, heldout_share=heldout_share,
+        on_progress=lambda num_docs, num_bytes, num_tokens: progress.update(
+            num_docs, f"data: {num_docs:,} documents  {num_bytes / 1e6:.1f} MB  {num_tokens:,} tokens"
+        ),
+    )  # fmt: skip
+    return Corpus.open(out)
+
+
+def open_corpus(run: Run) -> tuple[Corpus, Tokenizer]:
+    """The run's corpus and its tokenizer. Raises ValueError when they do not belong together, or not to the shape."""
+    if not run.data.corpus:
+        raise ValueError("no corpus is named: give --data.corpus FOLDER, as `llamita data build` writes it")
+    corpus = Corpus.open(Path(run.data.corpus))
+    tokenizer = Tokenizer.load(Path(run.tokenizer) if run.tokenizer else Path(run.data.corpus) / "tokenizer")
+    corpus.check_tokenizer(tokenizer.fingerprint)
+    if tokenizer.vocab_size != run.shape.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} entries and the shape {run.shape.vocab_size}: "
+            f"give --shape.vocab-size {tokenizer.vocab_size}, or train another tokenizer"
+        )
+    return corpus, tokenizer
+
+
+def fresh_model(run: Run) -> Llama:
+    """The run's first weights, drawn on the CPU from its seed, so that every device starts alike."""
+    return build_model(run.shape).init_weights(torch.Generator().manual_seed(run.seed))
+
+
+def pretrain(run: Run, folder: Path, *, prompts: list[str], sources: Sources | None = None) -> Llama:
+    """Train from the run's corpus into a run folder, going on from its newest whole checkpoint."""
+    corpus, tokenizer = open_corpus(run)
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, fingerprint=corpus.manifest.fingerprint))
+    rows = PackedRows(corpus.split("train"), run.data.seq_len)
+    watch = Watch(_heldout_bits(run, corpus, tokenizer), _samples(tokenizer, [[tokenizer.bos_id, *tokenizer.encode(p)]
+                                                                              for p in prompts]))  # fmt: skip
+    trainer = Trainer(run, folder, fresh_model(run), [rows], watch=watch, sources=sources)
+    tokenizer.save(folder / "tokenizer")
+    return trainer.fit()
+
+
+def finetune(
+    run: Run,
+    folder: Path,
+    base: Path,
+    conversations: list[list[sft.Message]],
+    *,
+    sources: Sources | None = None,
+) -> Llama:
+    """Fine-tune the model at `base` on conversations, every fiftieth of them held out."""
+    model, tokenizer = open_model(base)
+    run = dataclasses.replace(run, shape=model.shape)
+    heldout = sft.Examples(tokenizer, conversations[::50])
+    kept = [messages for number, messages in enumerate(conversations) if number % 50]
+    examples = sft.Examples(tokenizer, kept or conversations)
+    run = dataclasses.replace(run, data=dataclasses.replace(run.data, fingerprint=examples.fingerprint))
+    rows = PackedRows(examples, run.data.seq_len, masks=examples.masks, keep_whole=True)
+    asked = [render(tokenizer, messages[:1], reply=True)[0] for messages in conversations[::50][:2]]
+    watch = Watch(_reply_loss(run, heldout), _samples(tokenizer, asked))
+    trainer = Trainer(run, folder, model, [rows], stage="sft", watch=watch, sources=sources)
+    tokenizer.save(folder / "tokenizer")
+    return trainer.fit()
+
+
+def open_model(path: Path, device: str = "cpu") -> tuple[Llama, Tokenizer]:
+    """Model and tokenizer of a run folder (its newest whole checkpoint) or of a Hugging Face folder."""
+    if (path / "config.json").is_file():
+        return hf.read(path, device=device), Tokenizer.load(path)
+    if not (path / "run.toml").is_file():
+        raise ValueError(f"{path} is neither a run folder (run.toml) nor a model folder (config.json)")
+    found = newest(path)
+    model = build_model(config.load(Run, found / "run.toml").shape, device=device)
+    state.load_weights(found, model)
+    return model, Tokenizer.load(path / "tokenizer")
+
+
+def newest(run_folder: Path) -> Path:
+    """The newest whole checkpoint of a run. Raises ValueError when there is none."""
+    found = store.newest(run_folder / "checkpoints", log.say)
+    if found is None:
+        raise ValueError(f"{run_folder} has no whole checkpoint yet: train it first")
+    return found
+
+
+def export(path: Path, out: Path, card: str | None = None) -> dict:
+    """Write the model at `path` as a Hugging Face folder, read it back and prove it equal. Returns the proof."""
+    model, tokenizer = open_model(path)
+    hf.write(model, tokenizer, out, card=card)
+    return prove(model, tokenizer, out)
+
+
+def scorer(model: Llama, precision: str = "fp32") -> bits.Nll:
+    """-log p of every token but the first, as `eval.bits` wants it."""
+    device = model.norm.weight.device
+
+    def nll(tokens_BT: np.ndarray) -> np.ndarray:
+        tokens = torch.from_numpy(tokens_BT).to(device)
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            logits_BTV = model(tokens[:, :-1])
+            return F.cross_entropy(logits_BTV.float().transpose(1, 2), tokens[:, 1:], reduction="none").cpu().numpy()
+
+    return nll
+
+
+def heldout_bits(model: Llama, corpus: Corpus, *, window: int, precision: str = "fp32") -> dict[str, float]:
+    """Bits per byte and mean loss on the whole held-out split; every token sees at least half a window before it."""
+    split = corpus.split("heldout")
+    documents = [split.tokens(index) for index in range(len(split))]
+    nats = bits.total_nll(
+        scorer(model, precision), documents, window=window, stride=window // 2,
+        batch_size=_score_rows(window, model.shape.vocab_size),
+    )  # fmt: skip
+    tokens = sum(len(document) - 1 for document in documents)
+    return {"loss": nats / tokens, "bits_per_byte": bits.bits_per_byte(nats, split.num_bytes)}
+
+
+def _score_rows(window: int, vocab_size: int) -> int:
+    """Rows whose float32 logits stay under 256 MiB."""
+    return max(1, 2**26 // (window * vocab_size))
+
+
+def heldout_text(corpus: Corpus, tokenizer: Tokenizer) -> bytes:
+    """The held-out documents' own bytes, one after another."""
+    split = corpus.split("heldout")
+    return b"".join(tokenizer.decode_bytes(split.tokens(index)[1:-1].tolist()) for index in range(len(split)))
+
+
+def _heldout_bits(run: Run, corpus: Corpus, tokenizer: Tokenizer, limit: int = 32_768) -> Callable:
+    """A quick look during training: the first row of each held-out document until `limit` tokens, no overlap."""
+    split, window = corpus.split("heldout"), run.data.seq_len
+    documents: list[np.ndarray] = []
+    for index in range(len(split)):
+        if sum(map(len, documents)) < limit:
+            documents.append(split.tokens(index)[: 4 * window])
+    num_bytes = len(tokenizer.decode_bytes(np.concatenate([d[1:] for d in documents]).tolist()))
+
+    def evaluate(model: Llama) -> dict[str, float]:
+        nats = bits.total_nll(
+            scorer(model, run.precision), documents, window=window, stride=window,
+            batch_size=_score_rows(window, run.shape.vocab_size),
+        )  # fmt: skip
+        tokens = sum(len(document) - 1 for document in documents)
+        return {"loss": nats / tokens, "bits_per_byte": bits.bits_per_byte(nats, num_bytes)}
+
+    return evaluate
+
+
+def _reply_loss(run: Run, heldout: sft.Examples) -> Callable:
+    """Mean loss of the assistant's tokens in held-out conversations."""
+
+    def evaluate(model: Llama) -> dict[str, float]:
+        nll, nats, count = scorer(model, run.precision), 0.0, 0
+        for index in range(min(len(heldout), 64)):
+            tokens, mask = heldout.tokens(index)[None].astype(np.int64), heldout.masks[index][1:]
+            nats += float(nll(tokens)[0][mask].sum())
+            count += int(mask.sum())
+        return {"loss": nats / max(1, count)}
+
+    return evaluate
+
+
+def _samples(tokenizer: Tokenizer, prompts: list[list[int]]) -> Callable:
+    sampling = Sampling(max_tokens=60, temperature=0.7, top_p=0.95, seed=0)
+
+    def sample(model: Llama) -> list[tuple[str, str]]:
+        completions = Engine(model, tokenizer).complete(prompts, sampling)
+        return [(tokenizer.decode(p, skip_special=True), c.text) for p, c in zip(prompts, completions, strict=True)]
+
+    return sample

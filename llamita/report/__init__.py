@@ -1,0 +1,1 @@
+"""The report of a run as one HTML page: `page.write(run_folder)`."""

@@ -1,0 +1,123 @@
+"""What other programs read, made from the ranks alone: Hugging Face's files and llama.cpp's GGUF fields."""
+
+import base64
+import json
+import os
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from llamita.tokenizer.chat import TEMPLATE
+from llamita.tokenizer.llama3 import FILE_NAME, PATTERN, Tokenizer
+
+
+def _byte_letters() -> list[str]:
+    """GPT-2's printable stand-in for each byte: itself where Latin-1 prints it, else one from U+0100 on."""
+    printable = set(chain(range(0x21, 0x7F), range(0xA1, 0xAD), range(0xAE, 0x100)))
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+_LETTERS = _byte_letters()
+
+
+def _spell(token: bytes) -> str:
+    return "".join(_LETTERS[byte] for byte in token)
+
+
+def merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
+    """Every way to join two tokens to a third, by its rank, then the parts': what tiktoken may merge."""
+    ranks = {token: rank for rank, token in enumerate(tokenizer.tokens)}
+    pairs: list[tuple[str, str]] = []
+    for token in tokenizer.tokens:
+        halves = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
+        known = [(a, b) for a, b in halves if a in ranks and b in ranks]
+        known.sort(key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
+        pairs += ((_spell(a), _spell(b)) for a, b in known)
+    return pairs
+
+
+def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
+    bos = "<|begin_of_text|>"
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
+    bos_piece = {"SpecialToken": {"id": bos, "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
+    add_bos = {
+        "type": "TemplateProcessing",
+        "single": [bos_piece, first],
+        "pair": [bos_piece, first, {"SpecialToken": {"id": bos, "type_id": 1}}, second],
+        "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos_id], "tokens": [bos]}},
+    }
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": i, "content": name, **flags} for name, i in tokenizer.specials.items()],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        "post_processor": {"type": "Sequence", "processors": [byte_level, add_bos]},
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": True,
+            "vocab": {_spell(token): rank for rank, token in enumerate(tokenizer.tokens)},
+            "merges": merges(tokenizer),
+        },
+    }
+
+
+def _tokenizer_config() -> dict[str, Any]:
+    """EOS is the text's end; generation_config.json adds <|eot_id|> and <|eom_id|> (Tokenizer.stop_ids)."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|begin_of_text|>",
+        "eos_token": "<|end_of_text|>",
+        "pad_token": "<|finetune_right_pad_id|>",
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+        "chat_template": TEMPLATE,
+    }
+
+
+def write(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write the tokenizer's files into `folder`, each whole or not at all; tokenizer.model comes last."""
+    lines = (b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(tokenizer.tokens))
+    files = {
+        "tokenizer.json": json.dumps(_tokenizer_json(tokenizer), ensure_ascii=False).encode(),
+        "tokenizer_config.json": json.dumps(_tokenizer_config(), indent=2).encode(),
+        FILE_NAME: b"".join(lines),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        half = folder / f".{name}.half"
+        half.write_bytes(data)
+        os.replace(half, folder / name)
+
+
+def gguf_fields(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The tokenizer's part of a GGUF file's metadata, key for key, in plain Python types.
+
+    `pre` names llama.cpp's own copy of Llama 3's split; token types are its 1 (normal) and 3 (control).
+    """
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "llama-bpe",
+        "tokenizer.ggml.tokens": [*map(_spell, tokenizer.tokens), *tokenizer.specials],
+        "tokenizer.ggml.token_type": [1] * len(tokenizer.tokens) + [3] * len(tokenizer.specials),
+        "tokenizer.ggml.merges": [f"{a} {b}" for a, b in merges(tokenizer)],
+        "tokenizer.ggml.bos_token_id": tokenizer.bos_id,
+        "tokenizer.ggml.eos_token_id": tokenizer.eos_id,
+        "tokenizer.ggml.eot_token_id": tokenizer.eot_id,
+        "tokenizer.ggml.eom_token_id": tokenizer.specials["<|eom_id|>"],
+        "tokenizer.ggml.padding_token_id": tokenizer.pad_id,
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.chat_template": TEMPLATE,
+    }

@@ -1,0 +1,111 @@
+"""The one description of a run: a frozen tree of plain values, no torch. A recipe is a function that returns one."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from llamita.model.shape import Shape
+
+
+@dataclass(frozen=True)
+class Data:
+    corpus: str = ""
+    """Corpus folder, as `llamita data build` writes it."""
+    seq_len: int = 512
+    """Tokens in a row; a document that is longer is cut."""
+    seed: int = 0
+    """Key of the order in which rows are drawn."""
+    fingerprint: str = ""
+    """Hash of the data, filled in at the start: a run is not resumed on other data."""
+    num_workers: int = 0
+    """Processes that fetch rows; any number gives the same rows in the same order."""
+
+
+@dataclass(frozen=True)
+class Optim:
+    kind: Literal["adamw", "muon"] = "adamw"
+    """muon moves the layers' matrices by orthogonalized momentum; embeddings and norms stay with AdamW."""
+    lr: float = 3e-3
+    """Peak learning rate of AdamW."""
+    muon_lr: float = 0.02
+    """Peak learning rate of Muon, where it is used."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    """Decoupled decay of matrices; norms have none."""
+    clip: float = 1.0
+    """Largest norm of the whole gradient."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    kind: Literal["cosine", "wsd"] = "wsd"
+    warmup_steps: int = 50
+    """Steps of linear rise from 0."""
+    decay_share: float = 0.3
+    """WSD: the share of all steps, at the end, over which the rate falls linearly."""
+    final_ratio: float = 0.0
+    """The rate at the end as a share of the peak."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    every: int = 200
+    """Steps between checkpoints; the last step always has one."""
+    keep: int = 2
+    """Newest checkpoints that stay."""
+
+
+@dataclass(frozen=True)
+class Log:
+    every: int = 10
+    """Steps between lines of progress and of metrics.jsonl."""
+    eval_every: int = 200
+    """Steps between evaluations on held-out text."""
+    sample_every: int = 200
+    """Steps between samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    name: str
+    shape: Shape
+    steps: int = 1000
+    """Optimizer steps in all."""
+    batch_size: int = 8
+    """Rows in a step."""
+    micro_batch_size: int = 8
+    """Rows in one forward pass; smaller ones are accumulated and change nothing but memory and speed."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Dtype of matmuls; weights and optimizer are kept in fp32."""
+    device: str = "auto"
+    seed: int = 0
+    """Key of the first weights and of everything drawn in training."""
+    tokenizer: str = ""
+    """Tokenizer folder; the corpus's own unless one is named."""
+    data: Data = field(default_factory=Data)
+    optim: Optim = field(default_factory=Optim)
+    schedule: Schedule = field(default_factory=Schedule)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    log: Log = field(default_factory=Log)
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
+            )
+        if self.data.seq_len > self.shape.max_seq_len:
+            raise ValueError(f"data.seq_len {self.data.seq_len} exceeds shape.max_seq_len {self.shape.max_seq_len}")
+        for name in ("steps", "micro_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in (
+            "checkpoint.every",
+            "checkpoint.keep",
+            "log.every",
+            "log.eval_every",
+            "log.sample_every",
+        ):
+            section, leaf = name.split(".")
+            if getattr(getattr(self, section), leaf) < 1:
+                raise ValueError(f"{name} must be at least 1")
