@@ -24,11 +24,11 @@ Folder = Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
 class Sampled:
     """How tokens are chosen."""
 
-    max_tokens: int = 200
+    max_tokens: int = 256
     """Most tokens to write."""
-    temperature: float = 0.7
+    temperature: float = 0.6
     """0 takes the likeliest token."""
-    top_p: float = 0.95
+    top_p: float = 0.9
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0

@@ -91,7 +91,8 @@ def override(tree: Tree, changes: Mapping[str, Any]) -> Tree:
 def _replace(tree: Any, path: list[str], value: Any, dotted: str) -> Any:
     hints = typing.get_type_hints(type(tree))
     if path[0] not in hints:
-        raise ValueError(f"unknown setting {dotted!r}{nearest(dotted, flatten(tree))}")
+        above = dotted[: -len(".".join(path))]
+        raise ValueError(f"unknown setting {dotted!r}{nearest(dotted, flatten(tree, above))}")
     if len(path) == 1:
         return dataclasses.replace(tree, **{path[0]: _value(hints[path[0]], value, dotted)})
     return dataclasses.replace(tree, **{path[0]: _replace(getattr(tree, path[0]), path[1:], value, dotted)})

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,13 @@ class Metrics:
 
     def __init__(self, path: Path, stage: str):
         self.stage = stage
-        ends_whole = not path.exists() or path.stat().st_size == 0 or path.read_bytes()[-1:] == b"\n"
-        self.file = path.open("a")
-        if not ends_whole:  # a kill tore the last line: close it, so that readers drop it alone
-            self.file.write("\n")
+        self.file = path.open("a+b")
+        if self.file.tell() and (self.file.seek(-1, os.SEEK_END), self.file.read(1))[1] != b"\n":
+            self.file.write(b"\n")  # a kill tore the last line: close it, so that readers drop it alone
 
     def write(self, kind: str, **values: Any) -> None:
         row = {"kind": kind, "stage": self.stage} | values
-        self.file.write(json.dumps({key: _finite(value) for key, value in row.items()}) + "\n")
+        self.file.write(json.dumps({key: _finite(value) for key, value in row.items()}).encode() + b"\n")
         self.file.flush()
 
     def close(self) -> None:

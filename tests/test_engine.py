@@ -16,7 +16,7 @@ from llamita.model.cache import KVCache
 from llamita.model.llama import build
 from llamita.model.shape import Shape
 from llamita.serve import engine as engine_module
-from llamita.serve.chat import chat
+from llamita.serve.chat import chat, fit
 from llamita.serve.engine import Completion, Engine, Sampling, TextStream
 from llamita.serve.llm import LLM
 from llamita.serve.sample import choose, row_generators
@@ -382,7 +382,7 @@ def test_model_text_cannot_command_the_terminal():
 
 def test_the_oldest_turns_go_first_and_it_says_so():
     llm = FakeLLM([["r" * 20]] * 4, max_seq_len=200)
-    shown = talk(llm, ["a" * 20, "b" * 20, "c" * 20], system="S", sampling=Sampling(max_tokens=50))
+    shown = talk(llm, ["a" * 20, "b" * 20, "c" * 20], system="S", max_tokens=50)
     sizes = [len(render(TOKENIZER, [{"role": r, "content": c} for r, c in one], reply=True)[0]) for one in llm.asked]
     assert all(size <= 150 for size in sizes)
     assert llm.asked[-1][0] == ("system", "S")
@@ -391,7 +391,20 @@ def test_the_oldest_turns_go_first_and_it_says_so():
     assert "oldest 2 messages were dropped" in shown
 
 
+def test_what_stays_begins_with_a_user_and_fits():
+    turns = [{"role": role, "content": role} for role in ("user", "assistant") * 4][:7]
+    kept = []
+    for limit in range(40, 260, 5):
+        llm = FakeLLM([], max_seq_len=limit)
+        kept.append(fit(llm, [], turns, max_tokens=20))
+        assert kept[-1][0]["role"] == "user" and kept[-1][-1] is turns[-1]
+        size = len(render(TOKENIZER, kept[-1], reply=True)[0])
+        assert len(kept[-1]) == 1 or size <= limit - 20
+    assert sorted(map(len, kept)) == list(map(len, kept))
+    assert {len(one) for one in kept} == {1, 3, 5, 7}
+
+
 def test_a_message_too_long_is_refused_and_forgotten(folder):
     llm = LLM.load(folder, device="cpu")
-    shown = talk(llm, ["x" * 100, "y"], sampling=Sampling(temperature=0, max_tokens=2))
+    shown = talk(llm, ["x" * 100, "y"], temperature=0, max_tokens=2)
     assert shown.count("max_seq_len 64") == 1, "the second message stands alone again"

@@ -188,9 +188,7 @@ def read_shape(folder: Path | str) -> Shape:
 def _refuse_others(config: dict[str, Any], path: Path) -> None:
     kind, architectures = config.get("model_type"), config.get("architectures") or ["LlamaForCausalLM"]
     if kind != "llama" or architectures != ["LlamaForCausalLM"]:
-        raise ValueError(
-            f"{path}: model_type {kind!r} with architectures {architectures} is not a LlamaForCausalLM"
-        )
+        raise ValueError(f"{path}: model_type {kind!r} with architectures {architectures} is not a LlamaForCausalLM")
     plain = {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "quantization_config": None}
     for key, value in plain.items():
         if (config.get(key) or value) != value:
@@ -216,9 +214,7 @@ def _rope(config: dict[str, Any], path: Path) -> dict[str, Any]:
 def _one_rope(rope: dict[str, Any], config: dict[str, Any], path: Path) -> dict[str, Any]:
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3") or rope.get("partial_rotary_factor", 1) != 1:
-        raise ValueError(
-            f"{path}: a Llama 3 has no rotary settings {rope}: rope_type must be 'default' or 'llama3'"
-        )
+        raise ValueError(f"{path}: a Llama 3 has no rotary settings {rope}: rope_type must be 'default' or 'llama3'")
     scaling = None
     if kind == "llama3":
         context = config.get("max_position_embeddings")
@@ -246,9 +242,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _whole(
-    data: dict[str, Any], key: str, path: Path, default: int | None = None, limit: int = MAX_SIZE
-) -> int:
+def _whole(data: dict[str, Any], key: str, path: Path, default: int | None = None, limit: int = MAX_SIZE) -> int:
     value = default if data.get(key) is None else data[key]
     if type(value) is not int or not 1 <= value <= limit:
         raise ValueError(f"{path}: {key} must be a whole number from 1 to {limit}, not {value!r}")
@@ -262,9 +256,7 @@ def _number(data: dict[str, Any], key: str, path: Path, default: float | None = 
     return float(value)
 
 
-def read(
-    folder: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = torch.float32
-) -> Llama:
+def read(folder: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = torch.float32) -> Llama:
     """The model of a folder, from one safetensors file or several, in `dtype` (None: the stored embedding's).
 
     Raises ValueError naming the first tensor that is missing, extra or of a wrong shape, or the damaged file.
@@ -282,9 +274,7 @@ def read(
     for ours, weight in build(shape, device="meta").named_parameters():
         size, _ = stored[names[ours]]
         if size != list(weight.shape):
-            raise ValueError(
-                f"{folder}: tensor {names[ours]} has shape {size}, expected {list(weight.shape)}"
-            )
+            raise ValueError(f"{folder}: tensor {names[ours]} has shape {size}, expected {list(weight.shape)}")
     model = build(shape, device=device, dtype=dtype or stored[names["tok_embeddings.weight"]][1])
     weights = {names[ours]: weight for ours, weight in model.named_parameters()}
     with torch.no_grad():
@@ -308,9 +298,7 @@ def _weight_files(folder: Path) -> list[Path]:
     shards = sorted({str(shard) for shard in weight_map.values()})
     for shard in shards:
         if Path(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
-            raise ValueError(
-                f"{folder / INDEX}: {shard!r} is not the name of a safetensors file in the same folder"
-            )
+            raise ValueError(f"{folder / INDEX}: {shard!r} is not the name of a safetensors file in the same folder")
         if not (folder / shard).is_file():
             raise ValueError(f"{folder}: the shard {shard} is missing")
     return [folder / shard for shard in shards]
@@ -337,8 +325,6 @@ def _headers(paths: list[Path]) -> dict[str, tuple[list[int], torch.dtype]]:
                 if name in stored:
                     raise ValueError(f"{path}: tensor {name} is in two shards")
                 if part.get_dtype() not in DTYPES:
-                    raise ValueError(
-                        f"{path}: tensor {name} has dtype {part.get_dtype()}, not one of {list(DTYPES)}"
-                    )
+                    raise ValueError(f"{path}: tensor {name} has dtype {part.get_dtype()}, not one of {list(DTYPES)}")
                 stored[name] = (part.get_shape(), DTYPES[part.get_dtype()])
     return stored

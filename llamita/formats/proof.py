@@ -141,9 +141,7 @@ def _same_tensors(model: Llama, loaded: Llama) -> Llama:
                 raise ValueError(f"tensor {name} holds values that are not finite in {stored.dtype}")
             if not torch.equal(stored.view(torch.uint8), found[name].view(torch.uint8)):
                 diff = (stored.double() - found[name].double()).abs()
-                raise ValueError(
-                    f"tensor {name} differs in {diff.count_nonzero()} values, by up to {diff.max():.3g}"
-                )
+                raise ValueError(f"tensor {name} differs in {diff.count_nonzero()} values, by up to {diff.max():.3g}")
             copy.copy_(stored)
     return rounded
 
@@ -159,7 +157,7 @@ def _tokens(shape: Shape, tokenizer: Tokenizer) -> Tensor:
 @torch.no_grad()
 def _of_llamita(model: Llama, tokenizer: Tokenizer, configs: dict[str, Any], tokens_BT: Tensor) -> Reading:
     """Read by our own code; `configs` holds what the two JSON files say of control tokens."""
-    row, reply, margins = tokens_BT[:1, :NUM_PROMPT], [], []
+    row, reply, margins = tokens_BT[:1, :NUM_PROMPT], list[int](), list[float]()
     while len(reply) < NUM_REPLY and tokenizer.stop_ids.isdisjoint(reply):
         best = model(row)[0, -1].topk(2)
         margins.append(float(best.values[0] - best.values[1]))
@@ -192,9 +190,7 @@ def _of_transformers(folder: Path, tokens_BT: Tensor) -> Reading | None:
     if lost := [name for problem in loading.values() for name in problem]:
         raise ValueError(f"no place or no value for the tensor {lost[0]}")
     prompt = tokens_BT[:1, :NUM_PROMPT]
-    row = model.generate(
-        prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=NUM_REPLY
-    )
+    row = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=NUM_REPLY)
     facts = {
         "bos, eos, pad tokens": [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id],
         "number of tokens": len(tokenizer),

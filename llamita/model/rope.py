@@ -2,7 +2,8 @@
 
 Shapes: B rows, T tokens, N heads, H head_dim, P = H / 2 pairs.
 Pair p is channels p and p + P ("half-split", Hugging Face's order of wq's and wk's rows); Meta's files keep a pair
-side by side, and `formats/names.py` holds the one permutation between the two. Half-split trains 20% faster on CPU (LOG.md).
+side by side, and `formats/names.py` holds the one permutation between the two. Half-split trains 20% faster on CPU
+(LOG.md).
 """
 
 import math

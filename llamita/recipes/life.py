@@ -97,7 +97,6 @@ class Lifetime:
 
     def __init__(self, folder: Path, life: Life):
         self.folder, self.life = folder, life
-        self.seconds: list[dict[str, Any]] = []
         kept = folder / "life.toml"
         if kept.is_file():
             changed = config.diff(config.load(Life, kept), life)
@@ -117,8 +116,17 @@ class Lifetime:
         began = time.perf_counter()
         yield
         spent = time.perf_counter() - began
-        self.seconds.append({"name": name, "seconds": spent, "note": note})
+        kept = self.folder / "stages.json"
+        before = self.stages()
+        spent_before = next((row["seconds"] for row in before if row["name"] == name), 0.0)
+        row = {"name": name, "seconds": spent + spent_before, "note": note}
+        write_json(kept, [*(other for other in before if other["name"] != name), row])
         log.say(f"== {name} took {log.duration(spent)}")
+
+    def stages(self) -> list[dict[str, Any]]:
+        """Name, seconds over all sessions, and note of each stage so far."""
+        kept = self.folder / "stages.json"
+        return json.loads(kept.read_text()) if kept.is_file() else []
 
     def tokenizer(self) -> Tokenizer:
         home = self.folder / "tokenizer"
@@ -231,6 +239,13 @@ def planned(run: Run, rows: PackedRows, minutes: float) -> Run:
     return dataclasses.replace(run, steps=steps)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(json.dumps(value, indent=1))
+    aside.replace(path)
+
+
 def demo(folder: Path, life: Life) -> dict[str, Any]:
     """Live it: tokenizer, corpus, pretraining, fine-tuning, export with proof, evaluation, report. Returns results."""
     runtime.keep_freed_memory()
@@ -253,10 +268,8 @@ def demo(folder: Path, life: Life) -> dict[str, Any]:
         proof = stages.export(folder / "sft", folder / "model")
     with lived.stage("evaluation", "the whole held-out text, and a few questions"):
         results = lived.results(corpus, tokenizer, conversations)
-    results |= {"stages": lived.seconds, "proof": proof}
-    aside = folder / "results.json.tmp"
-    aside.write_text(json.dumps(results, indent=1))
-    aside.replace(folder / "results.json")
+    results |= {"stages": lived.stages(), "proof": proof}
+    write_json(folder / "results.json", results)
     page.write(folder)
     show(results, folder)
     return results

@@ -75,8 +75,7 @@ def pretrain(run: Run, folder: Path, *, prompts: list[str], sources: Sources | N
     corpus, tokenizer = open_corpus(run)
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, fingerprint=corpus.manifest.fingerprint))
     rows = PackedRows(corpus.split("train"), run.data.seq_len)
-    watch = Watch(_heldout_bits(run, corpus, tokenizer), _samples(tokenizer, [[tokenizer.bos_id, *tokenizer.encode(p)]
-                                                                              for p in prompts]))  # fmt: skip
+    watch = Watch(_heldout_bits(run, corpus, tokenizer), _samples(tokenizer, prompts))
     trainer = Trainer(run, folder, fresh_model(run), [rows], watch=watch, sources=sources)
     tokenizer.save(folder / "tokenizer")
     return trainer.fit()
@@ -98,8 +97,7 @@ def finetune(
     examples = sft.Examples(tokenizer, kept or conversations)
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, fingerprint=examples.fingerprint))
     rows = PackedRows(examples, run.data.seq_len, masks=examples.masks, keep_whole=True)
-    asked = [render(tokenizer, messages[:1], reply=True)[0] for messages in conversations[::50][:2]]
-    watch = Watch(_reply_loss(run, heldout), _samples(tokenizer, asked))
+    watch = Watch(_reply_loss(run, heldout), _replies(tokenizer, conversations[::50][:2]))
     trainer = Trainer(run, folder, model, [rows], stage="sft", watch=watch, sources=sources)
     tokenizer.save(folder / "tokenizer")
     return trainer.fit()
@@ -202,11 +200,22 @@ def _reply_loss(run: Run, heldout: sft.Examples) -> Callable:
     return evaluate
 
 
-def _samples(tokenizer: Tokenizer, prompts: list[list[int]]) -> Callable:
-    sampling = Sampling(max_tokens=60, temperature=0.7, top_p=0.95, seed=0)
+SAMPLED = Sampling(max_tokens=60, temperature=0.7, top_p=0.95, seed=0)
 
-    def sample(model: Llama) -> list[tuple[str, str]]:
-        completions = Engine(model, tokenizer).complete(prompts, sampling)
-        return [(tokenizer.decode(p, skip_special=True), c.text) for p, c in zip(prompts, completions, strict=True)]
 
-    return sample
+def _samples(tokenizer: Tokenizer, prompts: list[str]) -> Callable:
+    """How the model continues each prompt."""
+    ids = [tokenizer.encode(prompt, bos=True) for prompt in prompts]
+    return lambda model: _completed(Engine(model, tokenizer), prompts, ids)
+
+
+def _replies(tokenizer: Tokenizer, conversations: list[list[sft.Message]]) -> Callable:
+    """What the model answers to the first message of each conversation."""
+    ids = [render(tokenizer, messages[:1], reply=True)[0] for messages in conversations]
+    return lambda model: _completed(
+        Engine(model, tokenizer), [messages[0]["content"] for messages in conversations], ids
+    )
+
+
+def _completed(engine: Engine, shown: list[str], ids: list[list[int]]) -> list[tuple[str, str]]:
+    return [(text, done.text) for text, done in zip(shown, engine.complete(ids, SAMPLED), strict=True)]

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
+from typing import Any
 
 from rich.console import Console
 
@@ -19,6 +20,10 @@ HELP = """/reset         forget the conversation, keep the system prompt
 PRINTABLE = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)])
 
 Message = dict[str, str]
+
+
+def note(console: Console, text: str) -> None:
+    console.print(text, style="dim", markup=False, highlight=False)
 
 
 def fit(llm: LLM, system: list[Message], turns: list[Message], max_tokens: int) -> list[Message]:
@@ -50,25 +55,28 @@ def reply(llm: LLM, console: Console, messages: list[Message], sampling: Samplin
 def chat(
     llm: LLM,
     system: str | None = None,
-    sampling: Sampling | None = None,
     *,
     console: Console | None = None,
     read: Callable[[str], str] = input,
+    **sampling: Any,
 ) -> None:
-    """Talk until /exit or the end of input. `read(prompt)` gives the next line, EOFError at the end."""
-    console, sampling = console or Console(), sampling or Sampling()
+    """Talk until /exit or the end of input; `sampling` takes the fields of `Sampling`.
+
+    `read(prompt)` gives the next line and raises EOFError at the end.
+    """
+    console, chosen = console or Console(), Sampling(**sampling)
     turns: list[Message] = []
     if console.is_terminal:
         with suppress(ImportError):  # Windows has none
             import readline  # noqa: F401  arrow keys and history for input()
-        console.print("[dim]/help shows the commands, Ctrl-D ends[/]")
+        note(console, "/help shows the commands, Ctrl-D ends")
     while True:
         try:
             line = read("> " if console.is_terminal else "").strip()
         except EOFError:
             return
         except KeyboardInterrupt:
-            console.print("\n[dim]Ctrl-D or /exit ends[/]")
+            note(console, "\nCtrl-D or /exit ends")
             continue
         command, _, rest = line.partition(" ")
         if not line:
@@ -80,9 +88,9 @@ def chat(
         elif command == "/system":
             system, turns = rest.strip() or None, []
         elif command.startswith("/"):
-            console.print(HELP, markup=False, highlight=False)
+            note(console, HELP)
         else:
-            turns = answer(llm, console, system, [*turns, {"role": "user", "content": line}], sampling)
+            turns = answer(llm, console, system, [*turns, {"role": "user", "content": line}], chosen)
 
 
 def answer(llm: LLM, console: Console, system: str | None, turns: list[Message], sampling: Sampling) -> list[Message]:
@@ -90,10 +98,10 @@ def answer(llm: LLM, console: Console, system: str | None, turns: list[Message],
     head = [{"role": "system", "content": system}] if system else []
     kept = fit(llm, head, turns, sampling.max_tokens)
     if len(kept) < len(turns):
-        console.print(f"[dim](the context is full: the oldest {len(turns) - len(kept)} messages were dropped)[/]")
+        note(console, f"(the context is full: the oldest {len(turns) - len(kept)} messages were dropped)")
     try:
         said = reply(llm, console, head + kept, sampling)
     except ValueError as error:
-        console.print(str(error), markup=False, highlight=False)
+        note(console, str(error))
         return turns[:-1]
     return [*kept, {"role": "assistant", "content": said}]

@@ -15,9 +15,10 @@ class Optimizer:
         norms = [weight for _, weight in named if weight.ndim == 1]
         muon = [weight for name, weight in named if optim.kind == "muon" and _is_layer_matrix(name, weight)]
         rest = [weight for _, weight in named if weight.ndim > 1 and all(weight is not other for other in muon)]
+        groups: list[dict] = [{"params": rest}, {"params": norms, "weight_decay": 0.0}]
         self.parts: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(
-                [{"params": rest}, {"params": norms, "weight_decay": 0.0}],
+                groups,
                 lr=optim.lr,
                 betas=(optim.beta1, optim.beta2),
                 eps=optim.eps,

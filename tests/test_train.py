@@ -1,0 +1,131 @@
+"""Numerics of the one loop: accumulation, overfitting, optimizers, what it logs, and what it refuses."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from llamita import log
+from llamita.kernels.attention import Causal
+from llamita.train.loop import Watch, accumulate
+from llamita.train.objective import next_token
+from llamita.train.optim import Optimizer
+from llamita.train.run import Optim
+from tests.training import RUN, batch_of, model, trainer
+
+
+def gradients(batch, micro_batch_size, objective=next_token):
+    llama = model(dtype=torch.float64)
+    loss = accumulate(llama, batch, micro_batch_size, torch.float64, objective)
+    return loss, [weight.grad for weight in llama.parameters()]
+
+
+def test_accumulating_1x32_4x8_and_32x1_gives_the_same_gradient():
+    batch = batch_of(32)
+    counts = {int((row != -1).sum()) for row in batch.targets_BT}
+    assert len(counts) > 3, "the rows must be of unequal lengths"
+    loss, whole = gradients(batch, 32)
+    for size in (8, 1):
+        other_loss, other = gradients(batch, size)
+        assert abs(loss - other_loss) < 1e-12
+        assert max((a - b).abs().max().item() for a, b in zip(whole, other, strict=True)) < 1e-12
+
+
+def test_averaging_each_slice_would_be_caught():
+    """Negative control: the common mistake, a mean per slice, gives another gradient on the same batch."""
+
+    def mean_of_slice(llama, part, dtype):
+        return next_token(llama, part, dtype) / (part.targets_BT != -1).sum()
+
+    batch = batch_of(32)
+    tokens = (batch.targets_BT != -1).sum()
+    _, right = gradients(batch, 8)
+    _, wrong = gradients(batch, 8, lambda m, part, d: mean_of_slice(m, part, d) * tokens / 4)
+    assert max((a - b).abs().max().item() for a, b in zip(right, wrong, strict=True)) > 1e-6
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_one_batch_is_overfitted_to_near_zero(kind):
+    llama, batch = model(), batch_of(4)
+    optimizer = Optimizer(llama, Optim(kind=kind, lr=2e-2, muon_lr=0.05, weight_decay=0.0))
+    first = accumulate(llama, batch, 4, torch.float32)
+    for _ in range(150):
+        last = accumulate(llama, batch, 4, torch.float32)
+        optimizer.step(1.0)
+    assert first > 4.5 and last < 0.05
+
+
+def test_a_batch_that_holds_nothing_to_learn_moves_nothing():
+    """Negative control of the overfit: with every target masked the weights stay."""
+    llama, batch = model(), batch_of(2)
+    before = [weight.clone() for weight in llama.parameters()]
+    blank = dataclasses.replace(batch, targets_BT=torch.full_like(batch.targets_BT, -1))
+    optimizer = Optimizer(llama, Optim(weight_decay=0.0))
+    assert accumulate(llama, blank, 2, torch.float32) == 0
+    optimizer.step(1.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, llama.parameters(), strict=True))
+
+
+def test_every_weight_belongs_to_exactly_one_group_and_norms_never_decay():
+    llama = model()
+    for kind in ("adamw", "muon"):
+        groups = [group for part in Optimizer(llama, Optim(kind=kind)).parts for group in part.param_groups]
+        held = [id(weight) for group in groups for weight in group["params"]]
+        assert sorted(held) == sorted({id(weight) for weight in llama.parameters()})
+        for group in groups:
+            assert not any(weight.ndim == 1 for weight in group["params"]) or group["weight_decay"] == 0
+
+
+def test_bf16_starts_where_fp32_starts():
+    losses = [accumulate(model(), batch_of(4), 4, dtype) for dtype in (torch.float32, torch.bfloat16)]
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3)
+
+
+def test_the_loop_logs_what_the_report_reads(tmp_path):
+    watch = Watch(lambda llama: {"loss": 1.0, "bits_per_byte": 2.0}, lambda llama: [("a", "b")])
+    trainer(tmp_path, watch=watch).fit()
+    found = log.read(tmp_path / "metrics.jsonl")
+    assert {row["kind"] for row in found} == {"settings", "train", "eval", "sample"}
+    last = [row for row in found if row["kind"] == "train"][-1]
+    assert last["step"] == last["steps"] == 20 and last["mfu"] is None and last["eta"] == 0
+    assert last["tokens_per_second"] > 0 and last["memory_gib"] > 0 and last["loss"] < 5
+    assert [row["step"] for row in found if row["kind"] == "eval"] == [0, 20]
+
+
+def test_a_torn_last_line_is_closed_and_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"kind": "train", "step": 1}\n{"kind": "tra')
+    metrics = log.Metrics(path, "train")
+    metrics.write("event", message="on we go", loss=float("nan"))
+    metrics.close()
+    rows = log.read(path)
+    assert [row["kind"] for row in rows] == ["train", "event"] and rows[1]["loss"] is None
+    assert len(path.read_text().splitlines()) == 3
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_says_what_to_do(tmp_path):
+    started = trainer(tmp_path)
+    with torch.no_grad():
+        started.model.norm.weight[0] = float("nan")
+    with pytest.raises(ValueError, match=r"no number any more at step 1 .* lower --optim.lr"):
+        started.fit()
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_watching_does_not_change_the_weights(tmp_path):
+    def nosy(llama):
+        torch.rand(3)
+        return {"loss": llama(torch.zeros(1, 4, dtype=torch.int64), Causal()).sum().item()}
+
+    quiet, watched = trainer(tmp_path / "a").fit(), trainer(tmp_path / "b", watch=Watch(nosy)).fit()
+    assert all(torch.equal(a, b) for a, b in zip(quiet.parameters(), watched.parameters(), strict=True))
+
+
+def test_settings_of_the_run_lie_in_the_folder_and_in_every_checkpoint(tmp_path):
+    trainer(tmp_path).fit()
+    wanted = (tmp_path / "run.toml").read_text()
+    found = sorted((tmp_path / "checkpoints").iterdir())
+    assert [path.name for path in found] == ["step_00000015", "step_00000020"]
+    assert all((path / "run.toml").read_text() == wanted for path in found)
+    assert json.loads((found[-1] / "counters.json").read_text())["step"] == RUN.steps
