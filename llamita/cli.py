@@ -2,8 +2,11 @@
 
 import contextlib
 import errno
+import functools
 import io
+import itertools
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,7 +99,7 @@ def data_build(
 class Started:
     """A run and the folder it lives in."""
 
-    run: OmitArgPrefixes[Run]
+    run: Annotated[Run, tyro.conf.arg(name="")]
     dir: Folder
     """Run folder; the same command goes on from its newest checkpoint."""
     prompt: tuple[str, ...] = ("The ",)
@@ -116,7 +119,7 @@ def train(started: Started, origin: dict[str, str]) -> None:
 class Tuned:
     """A fine-tuning run, its base and its conversations."""
 
-    run: OmitArgPrefixes[Run]
+    run: Annotated[Run, tyro.conf.arg(name="")]
     dir: Folder
     """Run folder; the same command goes on from its newest checkpoint."""
     base: Folder
@@ -249,6 +252,9 @@ VERBS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
+RULE = set("─-╭╮╰╯+")
+
+
 def find_verb(words: list[str]) -> tuple[str, list[str]]:
     """The verb, of one word or two, and the words behind it. Raises ValueError that names the nearest."""
     for count in (2, 1):
@@ -257,38 +263,47 @@ def find_verb(words: list[str]) -> tuple[str, list[str]]:
     raise ValueError(f"no verb is called {' '.join(words[:1])!r}{nearest(' '.join(words[:2]), VERBS)}")
 
 
-def parse(function: Any, words: list[str], prog: str, default: Any = None) -> Any:
-    """tyro's parser, its boxed complaint turned into a one-line ValueError."""
-    shape = tyro.conf.AvoidSubcommands[function]
+def parse(wanted: Any, words: list[str], prog: str, default: Any = tyro.MISSING_NONPROP) -> Any:
+    """tyro's parser for a function or a dataclass, its boxed complaint turned into a one-line ValueError."""
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(shape, args=words, prog=prog) if default is None else tyro.cli(
-                shape, args=words, prog=prog, default=default
-            )  # fmt: skip
+            return tyro.cli(tyro.conf.AvoidSubcommands[wanted], args=words, prog=prog, default=default)
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ValueError(one_line(complaint.getvalue()) + f" (llamita {prog.split(' ', 1)[1]} --help)") from None
+        raise ValueError(f"{one_line(complaint.getvalue())} ({prog} --help tells more)") from None
+
+
+def later(verb: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """The verb as a function that takes the same arguments and does nothing yet."""
+
+    @functools.wraps(verb)
+    def bound(*args: Any, **kwargs: Any) -> Callable[[], None]:
+        return functools.partial(verb, *args, **kwargs)
+
+    return bound
 
 
 def one_line(boxed: str) -> str:
-    """The sentences inside tyro's box, up to its pointer to the help text."""
-    lines = [line.strip("╭╮╰╯│─ ") for line in boxed.splitlines()[1:]]
-    said = [line for line in lines if line and not line.startswith(("For full helptext", "Argument helptext"))]
-    return " ".join(said)
+    """What tyro's box (drawn in Unicode or in ASCII) says first, and the option that it thinks was meant."""
+    lines = [line.strip("│| ") for line in boxed.splitlines()[1:]]
+    parts = [list(part) for ruled, part in itertools.groupby(lines, lambda line: set(line) <= RULE) if not ruled]
+    said = " ".join(parts[0])
+    meant = [line.split()[0] for part in parts[1:] for line in part if line.startswith("--")]
+    return f"{said}; did you mean {meant[0]}?" if meant and said.startswith("Unrecognized") else said
 
 
 def run_verb(verb: str, words: list[str]) -> None:
     """Call a verb whose settings are a whole Run, started from a recipe."""
     if verb == "train" and (not words or words[0].startswith("-")) and "--help" not in words:
         raise ValueError(f"name a recipe: llamita train RECIPE; there are: {', '.join(RECIPES)}")
-    named = words.pop(0) if verb == "train" and not words[0].startswith("-") else "sft"
+    named = words.pop(0) if words and not words[0].startswith("-") else "sft"
     start = recipe(named)
     kind = Started if verb == "train" else Tuned
     missing = tyro.MISSING
     blanks = {"dir": missing} if verb == "train" else {"dir": missing, "base": missing, "conversations": missing}
-    chosen = parse(kind, words, f"llamita {verb} {named}", kind(run=start, **blanks))
+    chosen = parse(kind, words, f"llamita {verb}" + (f" {named}" if verb == "train" else ""), kind(run=start, **blanks))
     VERBS[verb](chosen, sources(chosen.run, start, f"recipe {named}", "command line"))
 
 
@@ -304,10 +319,13 @@ def main(argv: list[str] | None = None) -> int:
         if verb in ("train", "sft"):
             run_verb(verb, rest)
         else:
-            parse(VERBS[verb], rest, f"llamita {verb}")
+            parse(later(VERBS[verb]), rest, f"llamita {verb}")()
     except ValueError as error:
         print(f"llamita: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output has left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
             raise

@@ -16,17 +16,17 @@ def causal_mask():
     return torch.ones(3, SEQ_LEN, SEQ_LEN, dtype=torch.bool).tril()
 
 
-def document_mask(starts=STARTS):
-    document_BT = torch.zeros(len(starts), SEQ_LEN, dtype=torch.int64)
+def document_mask(starts=STARTS, seq_len=SEQ_LEN):
+    document_BT = torch.zeros(len(starts), seq_len, dtype=torch.int64)
     for row, begins in enumerate(starts):
         for begin in begins[1:]:
             document_BT[row, begin:] += 1
-    return causal_mask()[: len(starts)] & (document_BT.unsqueeze(1) == document_BT.unsqueeze(2))
+    return (document_BT.unsqueeze(1) == document_BT.unsqueeze(2)).tril()
 
 
-def inputs(num_heads, num_kv_heads):
+def inputs(num_heads, num_kv_heads, seq_len=SEQ_LEN):
     generator = torch.Generator().manual_seed(num_heads)
-    sizes = [(3, SEQ_LEN, heads, 8) for heads in (num_heads, num_kv_heads, num_kv_heads)]
+    sizes = [(3, seq_len, heads, 8) for heads in (num_heads, num_kv_heads, num_kv_heads)]
     return [torch.randn(s, dtype=torch.float64, generator=generator, requires_grad=True) for s in sizes]
 
 
@@ -69,6 +69,24 @@ def test_equals_the_written_out_twin(case, heads):
     assert distance(ours, outputs_and_gradients(blind, tensors, seen_BT)) > 1e-2
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_documents_of_many_lengths(seed):
+    """1 to 75 tokens, so that documents fall into several classes of length."""
+    generator, seq_len = torch.Generator().manual_seed(seed), 75
+    cuts = (torch.randperm(seq_len - 1, generator=generator)[: 1 + 4 * seed] + 1 for _ in range(3))
+    starts = [[0, *sorted(cut.tolist())] for cut in cuts]
+    tensors, seen_BT = inputs(4, 2, seq_len), torch.ones(3, seq_len, dtype=torch.bool)
+
+    def gap(mask_BTS):
+        twin = outputs_and_gradients(lambda q, k, v: reference(q, k, v, mask_BTS), tensors, seen_BT)
+        ours = outputs_and_gradients(lambda q, k, v: Documents(starts)(0, q, k, v), tensors, seen_BT)
+        return distance(ours, twin)
+
+    assert gap(document_mask(starts, seq_len)) < 1e-10
+    late = [[0, *(start + 1 for start in row[1:] if start < 74)] for row in starts]
+    assert gap(document_mask(late, seq_len)) > 1e-2, "borders off by one must fail this test"
+
+
 def test_reference_is_the_formula():
     q, k, v = (x.detach() for x in inputs(4, 2))
     out_BTNH = reference(q, k, v, causal_mask())
@@ -109,6 +127,8 @@ def test_padding_gives_no_nan(dtype):
     out_BTNH = Padded(valid_BT)(0, *tensors)
     assert out_BTNH.isfinite().all()
     assert all(g.isfinite().all() for g in torch.autograd.grad(out_BTNH.float().sum(), tensors))
+    values_BTNH = tensors[2].repeat_interleave(2, dim=2)
+    assert torch.equal(out_BTNH[2, 0], values_BTNH[2, 0]) and torch.equal(out_BTNH[0, 3], values_BTNH[0, 3])
     plain = reference(*tensors, causal_mask() & valid_BT.unsqueeze(1))
     assert plain.isnan().any(), "a mask that hides every key must fail this test"
 
@@ -118,6 +138,4 @@ def test_padded_keys_are_unseen():
     before = Padded(VALID)(0, q, k, v)
     k[~VALID], v[~VALID] = 100.0, -100.0
     assert torch.equal(Padded(VALID)(0, q, k, v)[VALID], before[VALID])
-    assert not torch.equal(
-        Causal()(0, q, k, v)[VALID], Causal()(0, *(x.detach() for x in inputs(4, 2)))[VALID]
-    )
+    assert not torch.equal(Causal()(0, q, k, v)[VALID], Causal()(0, *(x.detach() for x in inputs(4, 2)))[VALID])

@@ -21,9 +21,7 @@ SCALING = RopeScaling(factor=4.0, original_max_seq_len=32)
 
 
 def small(tied=True, scaling=None, seed=0, **changes):
-    fields = dict(
-        dim=32, num_layers=2, num_heads=4, num_kv_heads=2, ffn_dim=48, vocab_size=512, max_seq_len=64
-    )
+    fields = dict(dim=32, num_layers=2, num_heads=4, num_kv_heads=2, ffn_dim=48, vocab_size=512, max_seq_len=64)
     shape = Shape(**(fields | dict(tied=tied, rope_scaling=scaling) | changes))
     return build(shape).init_weights(torch.Generator().manual_seed(seed))
 
@@ -226,9 +224,7 @@ def test_an_untied_model_needs_its_head(tmp_path):
 
 
 def test_rotary_buffers_of_older_folders_are_passed_over(folder):
-    change_weights(
-        folder, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)})
-    )
+    change_weights(folder, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))
     hf.read(folder)
 
 
@@ -263,9 +259,7 @@ def test_shards(folder):
     refused(folder, "a.safetensors", "missing")
 
 
-@pytest.mark.parametrize(
-    "name", ["../a.safetensors", "/etc/passwd", "sub/a.safetensors", "a.bin", "..", "", 3, None]
-)
+@pytest.mark.parametrize("name", ["../a.safetensors", "/etc/passwd", "sub/a.safetensors", "a.bin", "..", "", 3, None])
 def test_shards_stay_in_the_folder(folder, name):
     names = shard(folder)
     shutil.copy(folder / "a.safetensors", folder.parent / "a.safetensors")

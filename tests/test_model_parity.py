@@ -184,9 +184,7 @@ def test_a_spoiled_model_is_told_apart(spoil):
     assert distance(model(tokens()), theirs_BTV) > 1e-3
 
 
-PAIR = pytest.mark.parametrize(
-    "variant", [(4, False, False), (2, True, True)], ids=["MHA-plain", "GQA-scaled"]
-)
+PAIR = pytest.mark.parametrize("variant", [(4, False, False), (2, True, True)], ids=["MHA-plain", "GQA-scaled"])
 
 
 @PAIR
@@ -205,9 +203,7 @@ def test_padded_batches(variant, side):
     assert distance(ours_BTV[valid_BT], theirs_BTV[valid_BT]) < EXACT_FP64
     for row, length in enumerate(lengths_B1.flatten().tolist()):
         alone_TV = model(tokens_BT[row][valid_BT[row]].unsqueeze(0))[0]
-        assert distance(ours_BTV[row][valid_BT[row]], alone_TV) < EXACT_FP64, (
-            f"a row of {length} tokens, alone"
-        )
+        assert distance(ours_BTV[row][valid_BT[row]], alone_TV) < EXACT_FP64, f"a row of {length} tokens, alone"
     if side == "left":
         assert distance(model(tokens_BT)[valid_BT], theirs_BTV[valid_BT]) > 1e-2, "padding must be hidden"
 
@@ -245,9 +241,7 @@ def cached(model, tokens_BT, chunks, spoil=lambda cache: None):
 
 
 @PAIR
-@pytest.mark.parametrize(
-    "chunks", [[1] * SEQ_LEN, [SEQ_LEN], [7, 1, 1, 20, 19]], ids=["tokens", "whole", "chunks"]
-)
+@pytest.mark.parametrize("chunks", [[1] * SEQ_LEN, [SEQ_LEN], [7, 1, 1, 20, 19]], ids=["tokens", "whole", "chunks"])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.float64, EXACT_FP64)])
 def test_cached(variant, chunks, dtype, bound):
     model = random_model(shape_of(*variant), dtype)

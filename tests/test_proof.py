@@ -15,9 +15,7 @@ from llamita.model.shape import RopeScaling, Shape
 from llamita.tokenizer import Tokenizer
 
 # Every byte, then pairs that join to words, so that merges are tested too.
-TOKENIZER = Tokenizer(
-    [*(bytes([byte]) for byte in range(256)), b"th", b" th", b"he", b" the", b"12", b"123", b"  "]
-)
+TOKENIZER = Tokenizer([*(bytes([byte]) for byte in range(256)), b"th", b" th", b"he", b" the", b"12", b"123", b"  "])
 SHAPE = Shape(
     dim=64,
     num_layers=2,
@@ -170,6 +168,18 @@ def test_theta_wrong_under_both_generations_of_keys(folder):
     rope = json.loads((folder / "config.json").read_text())["rope_parameters"]
     edit(folder, "config.json", rope_theta=10_000.0, rope_parameters=rope | {"rope_theta": 10_000.0})
     fails(folder, "rope_theta", "10000.0", "500000.0")
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_dialog_begins_with_one_bos(folder, monkeypatch, count):
+    render = proof.render
+
+    def spoiled(*arguments, **named):
+        ids, mask = render(*arguments, **named)
+        return [TOKENIZER.bos_id] * count + ids[1:], mask
+
+    monkeypatch.setattr(proof, "render", spoiled)
+    fails(folder, "ids of a dialog", f"{count} BOS")
 
 
 def test_a_tokenizer_with_another_order_of_ranks(folder):

@@ -1,0 +1,180 @@
+"""The command line as a user meets it: bad input is one line and exit code 2, with nothing half-written."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llamita import cli
+from llamita.checkpoint import store
+
+STORY = "Once upon a time a little llama lived on a hill. It liked to hum {n} songs and to count {m} stars.\n"
+
+
+def run(capsys, *words) -> tuple[int, str, str]:
+    code = cli.main([str(word) for word in words])
+    out = capsys.readouterr()
+    return code, out.out, out.err
+
+
+def refused(capsys, *words) -> str:
+    code, _, err = run(capsys, *words)
+    last = err.strip().splitlines()[-1]
+    assert code == 2 and last.startswith("llamita: "), err
+    assert sum(line.startswith("llamita: ") for line in err.splitlines()) == 1 and "Traceback" not in err
+    return last
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """Text, tokenizer and corpus made by the verbs themselves, and a run of 20 steps."""
+    home = tmp_path_factory.mktemp("world")
+    (home / "text").mkdir()
+    for number in range(40):
+        story = "".join(STORY.format(n=number * line, m=line * line) for line in range(40))
+        (home / "text" / f"story{number}.txt").write_text(story)
+    assert cli.main(["tokenizer", "train", str(home / "text"), "--out", str(home / "tok"), "--vocab-size", "768"]) == 0
+    build = ["data", "build", str(home / "text"), "--tokenizer", str(home / "tok"), "--out", str(home / "corpus")]
+    assert cli.main(build) == 0
+    assert cli.main([*train_words(home, home / "run"), "--checkpoint.every", "10"]) == 0
+    return home
+
+
+def train_words(home: Path, folder: Path) -> list[str]:
+    words = ["train", "tiny", "--dir", folder, "--data.corpus", home / "corpus", "--steps", "20"]
+    shape = [
+        "--shape.dim",
+        "64",
+        "--shape.ffn-dim",
+        "128",
+        "--shape.vocab-size",
+        "768",
+        "--data.seq-len",
+        "64",
+        "--device",
+        "cpu",
+    ]
+    return [str(word) for word in words] + shape
+
+
+def test_the_verbs_in_order_make_a_model_that_speaks(world, capsys):
+    code, out, _ = run(capsys, "export", world / "run", "--out", world / "model")
+    assert code == 0 and '"max_logit_diff": 0.0' in out
+    code, out, _ = run(capsys, "generate", world / "model", "Once upon", "--max-tokens", "8", "--temperature", "0")
+    assert code == 0 and len(out) > 3
+    code, out, _ = run(capsys, "eval", world / "run", "--corpus", world / "corpus", "--json")
+    assert code == 0 and '"bits_per_byte"' in out and '"xz"' in out
+    code, out, _ = run(capsys, "report", world / "run")
+    assert code == 0 and (world / "run" / "report.html").stat().st_size > 10_000
+
+
+def test_help_lists_every_verb_and_each_verb_has_its_own(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0 and all(verb in out for verb in cli.VERBS)
+    for verb in cli.VERBS:
+        words = [*verb.split(), *(["tiny"] if verb == "train" else []), "--help"]
+        with pytest.raises(SystemExit) as stop:
+            cli.main(words)
+        assert stop.value.code in (0, None) and "usage" in capsys.readouterr().out
+
+
+def test_misspelt_verbs_recipes_options_and_keys_name_the_nearest(world, capsys):
+    assert "did you mean 'train'" in refused(capsys, "trian", "tiny")
+    assert "did you mean 'tiny'" in refused(capsys, "train", "tinny", "--dir", "x")
+    assert "did you mean --optim.lr" in refused(capsys, "train", "tiny", "--dir", "x", "--optim.lrr", "1")
+    assert "could not convert" in refused(capsys, "demo", "--minutes", "soon")
+    assert "did you mean '100m'" in refused(capsys, "show", "10m")
+    assert not Path("x").exists()
+
+
+def test_impossible_shapes_are_refused(world, capsys, tmp_path):
+    words = train_words(world, tmp_path / "run")
+    assert "not divisible by shape.num_heads" in refused(capsys, *words, "--shape.num-heads", "5")
+    assert "the tokenizer has 768 entries and the shape 600" in refused(capsys, *words, "--shape.vocab-size", "600")
+    assert not (tmp_path / "run").exists()
+
+
+def test_empty_binary_and_missing_text_are_refused(capsys, tmp_path):
+    empty, binary = tmp_path / "empty", tmp_path / "binary"
+    empty.mkdir()
+    binary.mkdir()
+    (binary / "photo.txt").write_bytes(bytes(range(256)) * 10)
+    for folder, words in ((empty, "holds no text"), (binary, "holds no text"), (tmp_path / "none", "none")):
+        for verb in (["demo", "--text", folder, "--dir", tmp_path / "out"],
+                     ["tokenizer", "train", folder, "--out", tmp_path / "out"]):  # fmt: skip
+            assert words in refused(capsys, *verb)
+            assert not (tmp_path / "out").exists()
+
+
+def test_text_shorter_than_one_sequence_is_refused(world, capsys, tmp_path):
+    (tmp_path / "short.txt").write_text("Too short.")
+    build = ["data", "build", tmp_path / "short.txt", "--tokenizer", world / "tok", "--out", tmp_path / "corpus"]
+    assert run(capsys, *build)[0] == 0
+    words = train_words(world, tmp_path / "run")
+    said = refused(capsys, *words, "--data.corpus", tmp_path / "corpus")
+    assert "fewer than one sequence of 64" in said and not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_that_does_not_belong_to_the_corpus_is_refused(world, capsys, tmp_path):
+    (tmp_path / "other.txt").write_text("".join(f"quite another text, number {n * n}\n" for n in range(3000)))
+    assert cli.main(["tokenizer", "train", str(tmp_path / "other.txt"), "--out", str(tmp_path / "tok"),
+                     "--vocab-size", "768"]) == 0  # fmt: skip
+    said = refused(capsys, *train_words(world, tmp_path / "run"), "--tokenizer", tmp_path / "tok")
+    assert "another tokenizer" in said and not (tmp_path / "run").exists()
+
+
+def test_a_corrupt_shard_is_refused_by_name(world, capsys, tmp_path):
+    subprocess.run(["cp", "-r", str(world / "corpus"), str(tmp_path / "corpus")], check=True)
+    shard = next((tmp_path / "corpus").glob("*.tok"))
+    data = bytearray(shard.read_bytes())
+    data[100] ^= 1
+    shard.write_bytes(data)
+    said = refused(capsys, *train_words(world, tmp_path / "run"), "--data.corpus", tmp_path / "corpus")
+    assert shard.name in said and not (tmp_path / "run").exists()
+
+
+def test_a_truncated_checkpoint_falls_back_and_says_so(world, capsys, tmp_path):
+    subprocess.run(["cp", "-r", str(world / "run"), str(tmp_path / "run")], check=True)
+    os.truncate(tmp_path / "run/checkpoints/step_00000020/model.safetensors", 999)
+    code, _, err = run(capsys, *train_words(world, tmp_path / "run"), "--checkpoint.every", "10")
+    assert code == 0 and "checkpoint of step 20 is damaged" in err and "resumed from the checkpoint of step 10" in err
+
+
+def test_other_settings_in_the_same_folder_are_refused(world, capsys):
+    assert "optim.lr was 0.003 and is 0.5" in refused(capsys, *train_words(world, world / "run"), "--optim.lr", "0.5")
+
+
+def test_a_full_disk_is_one_line_and_leaves_only_whole_checkpoints(world, capsys, tmp_path, monkeypatch):
+    real, saved = store.os.replace, []
+
+    def full(source, target):
+        if Path(target).name.startswith("step_"):
+            saved.append(target)
+            if len(saved) > 1:
+                raise OSError(errno.ENOSPC, "No space left on device", str(target))
+        real(source, target)
+
+    monkeypatch.setattr(store.os, "replace", full)
+    said = refused(capsys, *train_words(world, tmp_path / "run"), "--checkpoint.every", "5")
+    assert "No space left on device" in said
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_00000005"]
+
+
+def test_folders_that_hold_no_model_are_refused(capsys, tmp_path):
+    for words in (["chat", tmp_path], ["export", tmp_path, "--out", tmp_path / "m"], ["report", tmp_path]):
+        assert str(tmp_path) in refused(capsys, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_defaults_of_sampling_are_those_of_the_library():
+    from llamita.serve.sample import Sampling
+
+    assert vars(cli.Sampled()) == vars(Sampling())
+
+
+def test_as_a_process_it_exits_with_2_and_prints_one_line():
+    done = subprocess.run([sys.executable, "-m", "llamita", "shwo"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == "llamita: no verb is called 'shwo'; did you mean 'show'?\n"
