@@ -268,7 +268,7 @@ def parse(wanted: Any, words: list[str], prog: str, default: Any = tyro.MISSING_
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(tyro.conf.AvoidSubcommands[wanted], args=words, prog=prog, default=default)
+            return tyro.cli(wanted, args=words, prog=prog, default=default, config=(tyro.conf.AvoidSubcommands,))
     except SystemExit as stop:
         if not stop.code:
             raise

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import FakeTokenizer
 
 from llamita.data import build as build_room
 from llamita.data import shards
 from llamita.data.build import build
 from llamita.data.read import Document
 from llamita.data.shards import Corpus
+from tests.fakes import FakeTokenizer
 
 
 def some_documents(count=40):
@@ -242,7 +242,7 @@ def test_a_build_never_deletes_what_is_not_a_corpus(tmp_path):
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, "tests")
-from fakes import FakeTokenizer
+from tests.fakes import FakeTokenizer
 from llamita.data import build
 from llamita.data.read import Document
 build.BATCH_BYTES = 1

@@ -6,7 +6,6 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from fakes import FakeTokenizer, Texts
 
 from llamita.data.build import build
 from llamita.data.loader import Steps, batches
@@ -14,6 +13,7 @@ from llamita.data.pack import PackedRows
 from llamita.data.read import Document
 from llamita.data.sampler import Sampler
 from llamita.data.shards import Corpus
+from tests.fakes import FakeTokenizer, Texts
 
 BATCH = 5
 

@@ -4,11 +4,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from fakes import Texts
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llamita.data.pack import IGNORED, PackedRows, Piece, best_fit, collate
+from tests.fakes import Texts
 
 LENGTHS = st.lists(st.integers(0, 60), max_size=80)
 

@@ -108,7 +108,7 @@ def _llama31(**fields: Any) -> Shape:
 # llama.cpp's k-quants, which SmolLM's 576 and 960 miss.
 PRESETS: dict[str, Shape] = {
     "tiny": Shape(dim=256, num_layers=2, num_heads=4, num_kv_heads=2, ffn_dim=512, vocab_size=1024, max_seq_len=512),
-    "demo": Shape(dim=256, num_layers=4, num_heads=4, num_kv_heads=2, ffn_dim=768, vocab_size=4096, max_seq_len=512),
+    "demo": Shape(dim=256, num_layers=2, num_heads=4, num_kv_heads=2, ffn_dim=768, vocab_size=4096, max_seq_len=256),
     "100m": Shape(dim=768, num_layers=12, num_heads=12, num_kv_heads=4, ffn_dim=2048, vocab_size=32_768),
     "1b": Shape(dim=2048, num_layers=16, num_heads=32, num_kv_heads=8, ffn_dim=7168, vocab_size=65_536),
     "llama3-8b": _llama31(

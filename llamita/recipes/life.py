@@ -37,7 +37,7 @@ from llamita.train.optim import Optimizer
 from llamita.train.run import Run
 
 # Share of the time budget that goes to fine-tuning; the rest is pretraining.
-SFT_SHARE = 0.12
+SFT_SHARE = 0.2
 STDLIB_PROMPTS = ["def main(", "class Queue:\n", "The "]
 
 
