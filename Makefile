@@ -10,7 +10,7 @@ demo: .venv/core
 	$(BIN)/llamita demo $(DEMO)
 
 test: .venv/test lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --at-least 600
 
 test-all: .venv/test lint
 	$(BIN)/python -m pytest -m ""

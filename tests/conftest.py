@@ -9,6 +9,18 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--at-least", type=int, default=0, help="fail when fewer tests than this have passed")
+
+
+def pytest_sessionfinish(session):
+    """A suite that ran next to nothing must not look green."""
+    passed = len(session.config.pluginmanager.get_plugin("terminalreporter").stats.get("passed", []))
+    if passed < session.config.getoption("--at-least"):
+        print(f"\nonly {passed} tests passed, {session.config.getoption('--at-least')} are wanted")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real text, tokenizers and weights that lies beside a checkout, if it does."""

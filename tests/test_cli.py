@@ -10,6 +10,7 @@ import pytest
 
 from llamita import cli
 from llamita.checkpoint import store
+from llamita.formats import hf
 
 STORY = "Once upon a time a little llama lived on a hill. It liked to hum {n} songs and to count {m} stars.\n"
 
@@ -161,6 +162,19 @@ def test_a_full_disk_is_one_line_and_leaves_only_whole_checkpoints(world, capsys
     said = refused(capsys, *train_words(world, tmp_path / "run"), "--checkpoint.every", "5")
     assert "No space left on device" in said
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step_00000005"]
+
+
+def test_an_export_that_differs_fails_and_leaves_nothing(world, capsys, tmp_path, monkeypatch):
+    """A mutant of the writer: another rotary base in config.json must be caught by the proof and named."""
+    real = hf._config
+
+    def wrong_theta(*args):
+        config = real(*args)
+        return config | {"rope_theta": 9999.0, "rope_parameters": config["rope_parameters"] | {"rope_theta": 9999.0}}
+
+    monkeypatch.setattr(hf, "_config", wrong_theta)
+    assert "rope_theta" in refused(capsys, "export", world / "run", "--out", tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_folders_that_hold_no_model_are_refused(capsys, tmp_path):

@@ -61,7 +61,7 @@ def write(
         tokenizer.save(new)
         if card is not None:
             (new / "README.md").write_text(card, encoding="utf-8")
-        _swap(new, folder)
+        swap(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 
@@ -132,7 +132,7 @@ def _write_json(path: Path, data: dict[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
-def _swap(new: Path, folder: Path) -> None:
+def swap(new: Path, folder: Path) -> None:
     """Put the whole folder `new` in the place of `folder`; at no moment are both gone."""
     for path in new.iterdir():
         with path.open("rb") as file:

@@ -1,6 +1,7 @@
 """The stages of a life as functions over folders; every verb of the command line is a thin call of one."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -124,10 +125,20 @@ def newest(run_folder: Path) -> Path:
 
 
 def export(path: Path, out: Path, card: str | None = None) -> dict:
-    """Write the model at `path` as a Hugging Face folder, read it back and prove it equal. Returns the proof."""
+    """Write the model at `path` as a Hugging Face folder, read it back and prove it equal. Returns the proof.
+
+    Raises ValueError naming what differs; `out` then stays as it was, so what stands there has always been proved.
+    """
     model, tokenizer = open_model(path)
-    hf.write(model, tokenizer, out, card=card)
-    return prove(model, tokenizer, out)
+    out = out.resolve()
+    aside = out.with_name(f".{out.name}.unproved")
+    try:
+        hf.write(model, tokenizer, aside, card=card)
+        proof = prove(model, tokenizer, aside)
+        hf.swap(aside, out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return proof
 
 
 def scorer(model: Llama, precision: str = "fp32") -> bits.Nll:
