@@ -127,6 +127,13 @@ def test_a_tokenizer_that_does_not_belong_to_the_corpus_is_refused(world, capsys
     assert "another tokenizer" in said and not (tmp_path / "run").exists()
 
 
+def test_what_is_left_out_of_a_corpus_is_said(world, capsys, tmp_path):
+    (tmp_path / "good.txt").write_text(STORY * 20)
+    (tmp_path / "photo.txt").write_bytes(b"\x00\xff" * 50)
+    code, _, err = run(capsys, "data", "build", tmp_path, "--tokenizer", world / "tok", "--out", world / "some")
+    assert code == 0 and "left out 1 files or rows" in err
+
+
 def test_a_corrupt_shard_is_refused_by_name(world, capsys, tmp_path):
     subprocess.run(["cp", "-r", str(world / "corpus"), str(tmp_path / "corpus")], check=True)
     shard = next((tmp_path / "corpus").glob("*.tok"))

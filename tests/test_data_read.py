@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import os
+import sys
 from pathlib import Path
 
 import pyarrow
@@ -163,3 +164,10 @@ def test_a_line_without_end_is_not_read_to_its_end(monkeypatch):
     monkeypatch.setattr(read, "MAX_BYTES", 4000)
     with pytest.raises(ValueError, match="more than 4,000 bytes"):
         next(read.json_lines(Endless(), Path("a.jsonl")))
+
+
+def test_without_the_extra_parquet_says_how_to_get_it(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ValueError, match=r"wants pyarrow to be read: pip install 'llamita\[data\]'"):
+        list(documents([tmp_path]))

@@ -5,6 +5,7 @@ Files are untrusted: they are streamed, and one document is at most 1 GiB, howev
 
 import bz2
 import gzip
+import importlib
 import io
 import json
 import lzma
@@ -157,8 +158,8 @@ def decompressed(path: Path) -> io.BufferedIOBase:
         case ".xz":
             return lzma.open(path)
         case ".zst":
-            import pyarrow  # not zstandard 0.25: it takes a file cut short for a whole one (seen)
-
+            # Not zstandard 0.25: it takes a file cut short for a whole one (seen).
+            pyarrow = extra("pyarrow", path)
             return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
         case _:
             return path.open("rb")
@@ -191,13 +192,20 @@ def json_lines(stream: io.BufferedIOBase, path: Path) -> Iterator[dict]:
         yield checked({"text": ""} if line.isspace() else parse(line, where), where)
 
 
+def extra(name: str, path: Path) -> Any:
+    """A module of the `data` extra. Raises ValueError that says how to get it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f"{path} wants pyarrow to be read: pip install 'llamita[data]'") from error
+
+
 def parquet(stream: io.BufferedIOBase, path: Path) -> Iterator[dict]:
     """The rows of a Parquet file, a few hundred at a time."""
-    import pyarrow
-    import pyarrow.parquet
-
+    pyarrow = extra("pyarrow", path)
+    pq = extra("pyarrow.parquet", path)
     try:
-        file = pyarrow.parquet.ParquetFile(stream)
+        file = pq.ParquetFile(stream)
         names = file.schema_arrow.names
         checked(dict.fromkeys(names), str(path))
         columns = [name for name in ("text", "lang", "source", "id") if name in names]

@@ -14,7 +14,7 @@ from llamita.align import sft
 from llamita.checkpoint import store
 from llamita.data.build import build
 from llamita.data.pack import PackedRows
-from llamita.data.read import Document
+from llamita.data.read import Document, Reader
 from llamita.data.shards import Corpus
 from llamita.eval import bits
 from llamita.formats import hf
@@ -48,6 +48,9 @@ def build_corpus(docs: Iterable[Document], tokenizer: Tokenizer, out: Path, held
             num_docs, f"data: {num_docs:,} documents  {num_bytes / 1e6:.1f} MB  {num_tokens:,} tokens"
         ),
     )  # fmt: skip
+    if isinstance(docs, Reader) and docs.skipped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in docs.skipped.items())
+        log.say(f"data: left out {docs.skipped.total()} files or rows: {reasons}")
     return Corpus.open(out)
 
 
