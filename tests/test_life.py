@@ -89,6 +89,14 @@ def test_a_demo_goes_on_where_it_stopped(small, library_text, tmp_path, monkeypa
     assert any("resumed from the checkpoint" in message for message in events)
 
 
+@pytest.mark.parametrize("text", ["Too short.", "word " * 90_000])
+def test_text_that_does_not_suffice_leaves_nothing(text, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text(text)
+    assert cli.main(["demo", "--text", str(tmp_path / "text.txt"), "--dir", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("llamita: ") and not (tmp_path / "out").exists()
+
+
 def test_a_folder_of_something_else_is_left_alone(library_text, tmp_path, capsys):
     (tmp_path / "precious.txt").write_text("mine")
     assert cli.main(["demo", "--dir", str(tmp_path), "--text", str(library_text)]) == 2

@@ -6,6 +6,7 @@ Every stage leaves its result in the folder and is passed over when that result 
 import dataclasses
 import json
 import random
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -89,6 +90,8 @@ def own_conversations(docs: list[Document]) -> list[list[sft.Message]]:
         for start in range(0, len(words) - 60, 120):
             passage, answer = " ".join(words[start : start + 20]), " ".join(words[start + 20 : start + 60])
             pairs.append([{"role": "user", "content": f"Go on: {passage}"}, {"role": "assistant", "content": answer}])
+    if not pairs:
+        raise ValueError("the text is too short to make conversations of; give some with --conversations FILE")
     return pairs[:6000]
 
 
@@ -98,7 +101,8 @@ class Lifetime:
     def __init__(self, folder: Path, life: Life):
         self.folder, self.life = folder, life
         kept = folder / "life.toml"
-        if kept.is_file():
+        self.is_new = not kept.is_file()
+        if not self.is_new:
             changed = config.diff(config.load(Life, kept), life)
             if changed:
                 listed = ", ".join(f"{key} {old!r}, now {new!r}" for key, (old, new) in changed.items())
@@ -127,6 +131,20 @@ class Lifetime:
         """Name, seconds over all sessions, and note of each stage so far."""
         kept = self.folder / "stages.json"
         return json.loads(kept.read_text()) if kept.is_file() else []
+
+    def prepare(self) -> tuple[Tokenizer, Corpus, list[list[sft.Message]]]:
+        """Everything that training needs. Text that does not suffice (ValueError) leaves no new folder behind."""
+        try:
+            with self.stage("tokenizer", f"byte-level BPE of {self.life.vocab_size} entries, Llama 3's split"):
+                tokenizer = self.tokenizer()
+            with self.stage("data", "tokenized into shards, 5% of the documents held out"):
+                corpus = self.corpus(tokenizer)
+                PackedRows(corpus.split("train"), demo_run().data.seq_len)
+                return tokenizer, corpus, self.conversations()
+        except ValueError:
+            if self.is_new:
+                shutil.rmtree(self.folder)
+            raise
 
     def tokenizer(self) -> Tokenizer:
         home = self.folder / "tokenizer"
@@ -249,17 +267,13 @@ def write_json(path: Path, value: Any) -> None:
 def demo(folder: Path, life: Life) -> dict[str, Any]:
     """Live it: tokenizer, corpus, pretraining, fine-tuning, export with proof, evaluation, report. Returns results."""
     runtime.keep_freed_memory()
-    if (folder / "results.json").is_file() and Lifetime(folder, life):
+    lived = Lifetime(folder, life)
+    if (folder / "results.json").is_file():
         results = json.loads((folder / "results.json").read_text())
         log.say(f"{folder} is complete; its results again:")
         show(results, folder)
         return results
-    lived = Lifetime(folder, life)
-    with lived.stage("tokenizer", f"byte-level BPE of {life.vocab_size} entries, Llama 3's split"):
-        tokenizer = lived.tokenizer()
-    with lived.stage("data", "tokenized into shards, 5% of the documents held out"):
-        corpus = lived.corpus(tokenizer)
-        conversations = lived.conversations()
+    tokenizer, corpus, conversations = lived.prepare()
     with lived.stage("pretraining", "next token on packed documents"):
         lived.pretrain(corpus)
     with lived.stage("fine-tuning", f"{len(conversations):,} conversations, loss on the assistant's tokens only"):
