@@ -124,6 +124,7 @@ def race(racers: list, seconds: float) -> dict[str, dict[str, float]]:
     while any(row["seconds"] < seconds for row in result.values()):
         for racer in racers:
             row, began = result[racer.name], time.perf_counter()
+            racer.plan(row["steps"] + round((seconds - row["seconds"]) * row["steps"] / row["seconds"]))
             while (spent := time.perf_counter() - began) < TURN and row["seconds"] + spent < seconds:
                 racer.step()
                 row["steps"] += 1

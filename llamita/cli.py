@@ -42,7 +42,7 @@ class Sampled:
 
 def demo(
     dir: Folder = Path("runs/demo"), text: str = "", hub: str = "", conversations: str = "",
-    minutes: float = 7.0, vocab_size: int = 4096,
+    minutes: float = 5.0, vocab_size: int = 4096,
 ) -> None:  # fmt: skip
     """A whole life in minutes: tokenizer, data, pretraining, fine-tuning, export with proof, evaluation, report.
 

@@ -23,5 +23,11 @@ def test_cosine_meets_its_equation_and_floor():
     assert lr_ratio(cosine, 100, 100) == pytest.approx(0.1)
 
 
+def test_a_step_behind_the_last_stays_at_the_floor():
+    for kind in ("wsd", "cosine"):
+        schedule = Schedule(kind=kind, warmup_steps=2, final_ratio=0.1)
+        assert lr_ratio(schedule, 130, 100) == pytest.approx(0.1)
+
+
 def test_no_warmup_starts_at_the_peak():
     assert lr_ratio(Schedule(kind="wsd", warmup_steps=0), 0, 100) == 1.0

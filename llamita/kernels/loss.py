@@ -63,11 +63,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _softmax_gradient(logits_mV: Tensor, targets_m: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed loss and d loss / d logits = softmax - onehot, zero where no loss is borne; overwrites the logits."""
+    """Summed loss and d loss / d logits = softmax - onehot, zero where no loss is borne."""
     bears_m1 = (targets_m != NO_LOSS).unsqueeze(1)
     picks_m1 = targets_m.clamp_min(0).unsqueeze(1)
-    log_norm_m1 = logits_mV.logsumexp(dim=1, keepdim=True)
-    loss = ((log_norm_m1 - logits_mV.gather(1, picks_m1)) * bears_m1).sum()
-    grad_mV = logits_mV.sub_(log_norm_m1).exp_()
+    log_probs_mV = F.log_softmax(logits_mV, dim=1)
+    loss = -(log_probs_mV.gather(1, picks_m1) * bears_m1).sum()
+    grad_mV = log_probs_mV.exp_()
     grad_mV.scatter_add_(1, picks_m1, torch.full_like(picks_m1, -1, dtype=grad_mV.dtype))
-    return loss, grad_mV.mul_(bears_m1)
+    return loss, grad_mV if bears_m1.all() else grad_mV.mul_(bears_m1)

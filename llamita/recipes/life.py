@@ -52,7 +52,7 @@ class Life:
     """Name of a Hugging Face data set to use as text (wants the network and the `hub` extra)."""
     conversations: str = ""
     """File of conversations to fine-tune on; made from the text unless one is named."""
-    minutes: float = 7.0
+    minutes: float = 5.0
     """Training time on this machine, fine-tuning included; steps are planned from its measured speed."""
     vocab_size: int = 4096
     """Entries of the tokenizer, 256 specials included."""

@@ -14,9 +14,9 @@ def lr_ratio(schedule: Schedule, step: int, steps: int) -> float:
     if step < schedule.warmup_steps:
         return (step + 1) / schedule.warmup_steps
     if schedule.kind == "cosine":
-        done = (step - schedule.warmup_steps) / max(1, steps - schedule.warmup_steps)
+        done = min(1.0, (step - schedule.warmup_steps) / max(1, steps - schedule.warmup_steps))
         fall = 0.5 * (1 + math.cos(math.pi * done))
     else:
         decay_steps = max(1, round(schedule.decay_share * steps))
-        fall = min(1.0, (steps - step) / decay_steps)
+        fall = min(1.0, max(0, steps - step) / decay_steps)
     return schedule.final_ratio + (1 - schedule.final_ratio) * fall
