@@ -27,7 +27,7 @@ def _widen(x: Tensor) -> Tensor:
 
 def _chunk_rows(vocab_size: int) -> int:
     """Rows whose float32 logits fill 8 MiB, a share of the last-level cache, but at least 512: the V x D weight
-    gradient is added to once a chunk, which costs 20 to 30% of a step at 128K vocabulary with 256 rows (LOG.md)."""
+    gradient is added to once a chunk, which costs 20 to 30% of a step at 128K vocabulary with 256 rows."""
     return max(512, 2**21 // vocab_size)
 
 
