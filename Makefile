@@ -12,7 +12,7 @@ demo: .venv/core
 test: .venv/test lint
 	$(BIN)/python -m pytest --at-least 600
 
-test-all: .venv/test lint
+test-all: .venv/test .venv/peers lint
 	$(BIN)/python -m pytest -m ""
 
 lint: .venv/test
@@ -29,6 +29,13 @@ lint: .venv/test
 
 .venv/test: .venv/core
 	$(BIN)/python -m pip install --quiet -e '.[test]'
+	touch $@
+
+# Programs that only the peer lane compares with: llama.cpp as node-llama-cpp ships it, and the templates in TRL's wheel.
+.venv/peers: .venv/test
+	npm install --prefix .venv/llama.cpp --ignore-scripts --omit=optional --no-audit --no-fund --silent \
+	  node-llama-cpp@3.22.1 @node-llama-cpp/linux-x64@3.22.1
+	$(BIN)/python -m pip install --quiet --no-deps trl==1.16.0
 	touch $@
 
 clean:

@@ -10,6 +10,7 @@ import pytest
 
 from llamita import cli
 from llamita.checkpoint import store
+from llamita.cli import verbs
 from llamita.formats import hf
 
 STORY = "Once upon a time a little llama lived on a hill. It liked to hum {n} songs and to count {m} stars.\n"
@@ -193,7 +194,7 @@ def test_folders_that_hold_no_model_are_refused(capsys, tmp_path):
 def test_defaults_of_sampling_are_those_of_the_library():
     from llamita.serve.sample import Sampling
 
-    assert vars(cli.Sampled()) == vars(Sampling())
+    assert vars(verbs.Sampled()) == vars(Sampling())
 
 
 def test_as_a_process_it_exits_with_2_and_prints_one_line():

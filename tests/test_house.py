@@ -9,7 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "llamita").rglob("*.py"))
 # What `pip install llamita` brings; everything else must be imported where it is used.
-EXTRAS = ["pyarrow", "zstandard", "transformers", "huggingface_hub", "tokenizers", "matplotlib", "gguf", "datasets"]
+EXTRAS = ["pyarrow", "zstandard", "transformers", "huggingface_hub", "tokenizers", "matplotlib", "datasets",
+          "sentencepiece", "gigatoken", "rustbpe"]  # fmt: skip
 
 
 def functions(path):

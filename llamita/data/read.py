@@ -53,10 +53,19 @@ class Reader(Iterator[Document]):
         for root in roots:
             if not root.exists():
                 raise ValueError(f"no such file or folder: {root}")
+        self._sizes = sum(path.stat().st_size for root in roots for path in walk(root, set()) if path.is_file())
+        self._sizes_read = 0
+        self._raw: io.BufferedReader | None = None
         self._documents = (document for root in roots for document in self._root(root))
 
     def __next__(self) -> Document:
         return next(self._documents)
+
+    @property
+    def share_read(self) -> float:
+        """How much of the files' bytes, as they lie on disk, has been read: 0 to 1."""
+        now = self._raw.tell() if self._raw and not self._raw.closed else 0
+        return (self._sizes_read + now) / (self._sizes or 1)
 
     def _root(self, root: Path) -> Iterator[Document]:
         before, found = self.skipped.copy(), False
@@ -79,7 +88,7 @@ class Reader(Iterator[Document]):
             return
         packed = path.suffix.lower() in COMPRESSED
         kind = (path.with_suffix("") if packed else path).suffix.lower()
-        with opened(path) as stream:
+        with opened(path) as (stream, self._raw):
             if kind in (".jsonl", ".ndjson"):
                 yield from from_rows(json_lines(stream, path), name, source)
             elif kind == ".json":
@@ -91,6 +100,7 @@ class Reader(Iterator[Document]):
                 text = self._text(stream, path)
                 if text is not None:
                     yield Document(text, name, source)
+        self._sizes_read += path.stat().st_size
 
     def _text(self, stream: io.BufferedIOBase, path: Path) -> str | None:
         head = stream.read(SNIFFED_BYTES)
@@ -140,29 +150,29 @@ def walk(path: Path, seen: set[Path]) -> Iterator[Path]:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[io.BufferedIOBase]:
-    """The file's content, decompressed as it is read; ValueError where it is damaged or cannot be read."""
+def opened(path: Path) -> Iterator[tuple[io.BufferedIOBase, io.BufferedReader]]:
+    """The file's content, decompressed as it is read, and the file; ValueError where it cannot be read."""
     try:
-        with decompressed(path) as stream:
-            yield stream
+        with path.open("rb") as raw, decompressed(raw, path) as stream:
+            yield stream, raw
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"{path} is damaged or unreadable: {error}") from error
 
 
-def decompressed(path: Path) -> io.BufferedIOBase:
+def decompressed(raw: io.BufferedReader, path: Path) -> io.BufferedIOBase:
     match path.suffix.lower():
         case ".gz":
-            return gzip.open(path)
+            return gzip.open(raw)
         case ".bz2":
-            return bz2.open(path)
+            return bz2.open(raw)
         case ".xz":
-            return lzma.open(path)
+            return lzma.open(raw)
         case ".zst":
             # Not zstandard 0.25: it takes a file cut short for a whole one (seen).
             pyarrow = extra("pyarrow", path)
-            return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+            return io.BufferedReader(pyarrow.input_stream(raw, compression="zstd"))
         case _:
-            return path.open("rb")
+            return raw
 
 
 def bounded(stream: io.BufferedIOBase, path: Path) -> bytes:

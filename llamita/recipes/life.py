@@ -26,7 +26,7 @@ from llamita.data.read import Document, documents
 from llamita.data.sampler import Sampler
 from llamita.data.shards import Corpus
 from llamita.eval import bits
-from llamita.recipes import stages, stdlib
+from llamita.recipes import stages, stdlib, vocabularies
 from llamita.recipes.runs import demo as demo_run
 from llamita.recipes.runs import sft as sft_run
 from llamita.recipes.runs import sources
@@ -150,7 +150,7 @@ class Lifetime:
         home = self.folder / "tokenizer"
         if (home / "tokenizer.model").is_file():
             return Tokenizer.load(home)
-        return stages.train_tokenizer((doc.text for doc in life_documents(self.life)), self.life.vocab_size, home)
+        return vocabularies.train(life_documents(self.life), self.life.vocab_size, home).tokenizer
 
     def corpus(self, tokenizer: Tokenizer) -> Corpus:
         home = self.folder / "corpus"

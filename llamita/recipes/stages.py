@@ -24,19 +24,11 @@ from llamita.model.llama import build as build_model
 from llamita.serve.engine import Engine, Sampling
 from llamita.tokenizer import Tokenizer
 from llamita.tokenizer.chat import render
-from llamita.tokenizer.train import train as train_bpe
 from llamita.train import state
 from llamita.train.loop import Trainer, Watch
 from llamita.train.run import Run
 
 Sources = dict[str, str]
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int, out: Path) -> Tokenizer:
-    """Train a byte-level BPE with Llama 3's split on `texts` and write its folder."""
-    tokenizer = train_bpe(texts, vocab_size)
-    tokenizer.save(out)
-    return tokenizer
 
 
 def build_corpus(docs: Iterable[Document], tokenizer: Tokenizer, out: Path, heldout_share: float) -> Corpus:

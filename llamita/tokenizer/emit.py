@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from llamita.tokenizer.chat import TEMPLATE
+from llamita.tokenizer.chat import TEMPLATES
 from llamita.tokenizer.llama3 import FILE_NAME, PATTERN, Tokenizer
 
 
@@ -18,11 +18,11 @@ def _byte_letters() -> list[str]:
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
-_LETTERS = _byte_letters()
+LETTERS = _byte_letters()
 
 
 def _spell(token: bytes) -> str:
-    return "".join(_LETTERS[byte] for byte in token)
+    return "".join(LETTERS[byte] for byte in token)
 
 
 def merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
@@ -74,7 +74,7 @@ def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _tokenizer_config() -> dict[str, Any]:
+def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
     """EOS is the text's end; generation_config.json adds <|eot_id|> and <|eom_id|> (Tokenizer.stop_ids)."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -83,7 +83,7 @@ def _tokenizer_config() -> dict[str, Any]:
         "pad_token": "<|finetune_right_pad_id|>",
         "clean_up_tokenization_spaces": False,
         "model_input_names": ["input_ids", "attention_mask"],
-        "chat_template": TEMPLATE,
+        "chat_template": TEMPLATES[tokenizer.chat_format],
     }
 
 
@@ -92,7 +92,7 @@ def write(tokenizer: Tokenizer, folder: Path) -> None:
     lines = (b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(tokenizer.tokens))
     files = {
         "tokenizer.json": json.dumps(_tokenizer_json(tokenizer), ensure_ascii=False).encode(),
-        "tokenizer_config.json": json.dumps(_tokenizer_config(), indent=2).encode(),
+        "tokenizer_config.json": json.dumps(_tokenizer_config(tokenizer), indent=2).encode(),
         FILE_NAME: b"".join(lines),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,5 +119,20 @@ def gguf_fields(tokenizer: Tokenizer) -> dict[str, Any]:
         "tokenizer.ggml.eom_token_id": tokenizer.specials["<|eom_id|>"],
         "tokenizer.ggml.padding_token_id": tokenizer.pad_id,
         "tokenizer.ggml.add_bos_token": True,
-        "tokenizer.chat_template": TEMPLATE,
+        "tokenizer.chat_template": TEMPLATES[tokenizer.chat_format],
     }
+
+
+def write_gguf(tokenizer: Tokenizer, path: Path) -> None:
+    """A GGUF file of the vocabulary alone, as llama.cpp loads with `vocab_only`; whole or not at all."""
+    import gguf
+
+    half = path.with_name(f".{path.name}.half")
+    writer = gguf.GGUFWriter(half, "llama")
+    for key, value in gguf_fields(tokenizer).items():
+        kind = {list: "array", bool: "bool", int: "uint32", str: "string"}[type(value)]
+        getattr(writer, f"add_{kind}")(key, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    os.replace(half, path)

@@ -7,12 +7,14 @@ tokens, in the order of Meta's text models (arXiv 2407.21783, section 3.2; Llama
 import base64
 import binascii
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import tiktoken
 
@@ -37,6 +39,7 @@ _NAMED = [
 ]
 _RESERVED = [f"reserved_special_token_{2 + i}" for i in range(NUM_SPECIALS - len(_NAMED))]
 SPECIALS = tuple(f"<|{name}|>" for name in _NAMED + _RESERVED)
+_SPECIAL = re.compile("|".join(map(re.escape, SPECIALS)))
 
 FILE_NAME = "tokenizer.model"
 MAX_FILE_BYTES = 64 * 2**20  # Meta's 128,000 ranks take 2.2 MB
@@ -63,14 +66,39 @@ def pieces(text: str) -> Iterator[str]:
     yield text[start:]
 
 
+def is_partial(token: bytes) -> bool:
+    """Whether `token` is no UTF-8 on its own: a part of a character."""
+    try:
+        token.decode()
+    except UnicodeDecodeError:
+        return True
+    return False
+
+
+def _chat_format(config: Path) -> str:
+    """The dialog format of a tokenizer_config.json, "llama3" where there is none."""
+    from llamita.tokenizer.chat import format_of  # chat.py needs this module first
+
+    if not config.is_file():
+        return "llama3"
+    if config.stat().st_size > MAX_FILE_BYTES:
+        raise ValueError(f"{config}: more than {MAX_FILE_BYTES // 2**20} MiB, so no tokenizer_config.json")
+    try:
+        template = json.loads(config.read_bytes()).get("chat_template")
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise ValueError(f"{config}: not a JSON object: {error}") from None
+    return format_of(template if isinstance(template, str) else "")
+
+
 class Tokenizer:
     """Ids for text and text for ids.
 
-    `tokens[rank]` holds the bytes of an ordinary id; `specials` maps the 256 names to the ids behind them.
+    `tokens[rank]` holds the bytes of an ordinary id; `specials` maps the 256 names to the ids behind them;
+    `chat_format` names the dialog format that `chat.render` writes: "llama3" or "llama3.1".
     ValueError if a byte is without a token, if tokens repeat, or if one is longer than MAX_TOKEN_BYTES.
     """
 
-    def __init__(self, tokens: Sequence[bytes]):
+    def __init__(self, tokens: Sequence[bytes], chat_format: str = "llama3"):
         ranks = {token: rank for rank, token in enumerate(tokens)}
         if len(ranks) != len(tokens):
             again = next(token for rank, token in enumerate(tokens) if ranks[token] != rank)
@@ -84,7 +112,10 @@ class Tokenizer:
                 f"the vocabulary holds a token of {longest} bytes; {MAX_TOKEN_BYTES} is the most, "
                 "so take long runs of one character out of the text it is trained on"
             )
+        if chat_format not in ("llama3", "llama3.1"):
+            raise ValueError(f"no dialog format is called {chat_format!r}; there are: llama3, llama3.1")
         self.tokens = list(tokens)
+        self.chat_format = chat_format
         self.specials = {name: len(tokens) + i for i, name in enumerate(SPECIALS)}
         self.vocab_size = len(tokens) + NUM_SPECIALS
         self.bos_id = self.specials["<|begin_of_text|>"]
@@ -100,6 +131,7 @@ class Tokenizer:
     def load(cls, path: str | Path) -> "Tokenizer":
         """From a folder that holds tokenizer.model, or from such a file (Meta's own too).
 
+        The dialog format is the one of the folder's tokenizer_config.json, "llama3" where there is none.
         ValueError if there is none or if it is not a whole file of `base64 rank` lines in order of rank.
         """
         path = Path(path)
@@ -119,7 +151,7 @@ class Tokenizer:
                 raise ValueError(f"{file}: line {rank + 1} is not 'base64 {rank}'; give a whole file")
             tokens.append(token)
         try:
-            return cls(tokens)
+            return cls(tokens, _chat_format(file.with_name("tokenizer_config.json")))
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
 
@@ -135,15 +167,19 @@ class Tokenizer:
         *,
         bos: bool = False,
         eos: bool = False,
-        allow_special: bool = False,
+        specials: Literal["text", "allow", "forbid"] = "text",
     ) -> list[int]:
-        """Ids of `text`. The names of special tokens in it are plain text unless `allow_special`.
+        """Ids of `text`.
 
+        The names of special tokens in it are plain text unless `specials` is "allow"; "forbid" refuses them
+        with a ValueError.
         A surrogate pair counts as the character it stands for, a lone surrogate as U+FFFD.
         """
+        if specials == "forbid" and (found := _SPECIAL.search(text)):
+            raise ValueError(f"the text holds the special token {found[0]} at character {found.start()}; take it out")
         ids = [self.bos_id] if bos else []
         for piece in pieces(text):
-            if allow_special:
+            if specials == "allow":
                 ids += self._encoding.encode(piece, allowed_special="all")
             else:
                 ids += self._encoding.encode_ordinary(piece)
@@ -170,6 +206,18 @@ class Tokenizer:
         except (KeyError, OverflowError):
             bad = next(i for i in ids if not 0 <= i < self.vocab_size)
             raise ValueError(f"token id {bad} is outside the vocabulary of {self.vocab_size}") from None
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that the id stands for in a text, a special's name; ValueError for an unknown id."""
+        return self.decode_bytes((token_id,))
+
+    def is_fallback(self, token_id: int) -> bool:
+        """Whether the id's bytes are no UTF-8 on their own: a part of a character."""
+        return 0 <= token_id < len(self.tokens) and is_partial(self.tokens[token_id])
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether the id is a special token's, which stands for no text."""
+        return len(self.tokens) <= token_id < self.vocab_size
 
     @cached_property
     def fingerprint(self) -> str:

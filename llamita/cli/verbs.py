@@ -1,23 +1,15 @@
-"""The verbs. Each is a thin call of a public function; heavy imports wait until a verb is chosen."""
+"""The verbs of a model's life. Each is a thin call of a public function; heavy imports wait until it is called."""
 
-import contextlib
-import errno
-import functools
-import io
-import itertools
 import json
-import os
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 from llamita.config import nearest
-from llamita.recipes.runs import RECIPES, recipe, sources
+from llamita.recipes.runs import RECIPES
 from llamita.train.run import Run
 
 Folder = Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
@@ -57,21 +49,6 @@ def demo(
     from llamita.recipes import life
 
     life.demo(dir, life.Life(text, hub, conversations, minutes, vocab_size))
-
-
-def tokenizer_train(paths: Positional[tuple[Path, ...]], out: Folder, vocab_size: int = 32_768) -> None:
-    """Train a byte-level BPE in Llama 3's format on text files, jsonl or parquet.
-
-    Args:
-        paths: Files and folders of text.
-        out: Tokenizer folder to write.
-        vocab_size: Entries, 256 specials included.
-    """
-    from llamita.data.read import documents
-    from llamita.recipes import stages
-
-    tokenizer = stages.train_tokenizer((doc.text for doc in documents(paths)), vocab_size, out)
-    print(f"{out}: {tokenizer.vocab_size} entries, fingerprint {tokenizer.fingerprint[:16]}")
 
 
 def data_build(
@@ -244,97 +221,3 @@ def show(recipe_name: Positional[str], context: int = 8192) -> None:
     print(f"FLOPs per token  {shape.forward_flops_per_token(context):.4g} forward at {context:,} tokens of context")
     print(f"KV cache         {shape.kv_bytes_per_token():,} bytes per token in bf16, "
           f"{shape.kv_bytes_per_token() * context / 2**30:.3f} GiB at {context:,} tokens")  # fmt: skip
-
-
-VERBS: dict[str, Callable[..., Any]] = {
-    "demo": demo, "tokenizer train": tokenizer_train, "data build": data_build, "train": train, "sft": sft,
-    "generate": generate, "chat": chat, "eval": evaluate, "export": export, "report": report, "show": show,
-}  # fmt: skip
-
-
-RULE = set("─-╭╮╰╯+")
-
-
-def find_verb(words: list[str]) -> tuple[str, list[str]]:
-    """The verb, of one word or two, and the words behind it. Raises ValueError that names the nearest."""
-    for count in (2, 1):
-        if " ".join(words[:count]) in VERBS:
-            return " ".join(words[:count]), words[count:]
-    raise ValueError(f"no verb is called {' '.join(words[:1])!r}{nearest(' '.join(words[:2]), VERBS)}")
-
-
-def parse(wanted: Any, words: list[str], prog: str, default: Any = tyro.MISSING_NONPROP) -> Any:
-    """tyro's parser for a function or a dataclass, its boxed complaint turned into a one-line ValueError."""
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(wanted, args=words, prog=prog, default=default, config=(tyro.conf.AvoidSubcommands,))
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise ValueError(f"{one_line(complaint.getvalue())} ({prog} --help tells more)") from None
-
-
-def later(verb: Callable[..., None]) -> Callable[..., Callable[[], None]]:
-    """The verb as a function that takes the same arguments and does nothing yet."""
-
-    @functools.wraps(verb)
-    def bound(*args: Any, **kwargs: Any) -> Callable[[], None]:
-        return functools.partial(verb, *args, **kwargs)
-
-    return bound
-
-
-def one_line(boxed: str) -> str:
-    """What tyro's box (drawn in Unicode or in ASCII) says first, and the option that it thinks was meant."""
-    lines = [line.strip("│| ") for line in boxed.splitlines()[1:]]
-    parts = [list(part) for ruled, part in itertools.groupby(lines, lambda line: set(line) <= RULE) if not ruled]
-    said = " ".join(parts[0])
-    meant = [line.split()[0] for part in parts[1:] for line in part if line.startswith("--")]
-    return f"{said}; did you mean {meant[0]}?" if meant and said.startswith("Unrecognized") else said
-
-
-def run_verb(verb: str, words: list[str]) -> None:
-    """Call a verb whose settings are a whole Run, started from a recipe."""
-    if verb == "train" and (not words or words[0].startswith("-")) and "--help" not in words:
-        raise ValueError(f"name a recipe: llamita train RECIPE; there are: {', '.join(RECIPES)}")
-    named = words.pop(0) if words and not words[0].startswith("-") else "sft"
-    start = recipe(named)
-    kind = Started if verb == "train" else Tuned
-    missing = tyro.MISSING
-    blanks = {"dir": missing} if verb == "train" else {"dir": missing, "base": missing, "conversations": missing}
-    chosen = parse(kind, words, f"llamita {verb}" + (f" {named}" if verb == "train" else ""), kind(run=start, **blanks))
-    VERBS[verb](chosen, sources(chosen.run, start, f"recipe {named}", "command line"))
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run a verb; 0 on success, 2 on bad input with one line that says what to do, 130 when interrupted."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    try:
-        if not words or words[0] in ("-h", "--help"):
-            lines = [f"  {verb:16}{(function.__doc__ or '').splitlines()[0]}" for verb, function in VERBS.items()]
-            print("usage: llamita VERB ... (llamita VERB --help tells more)\n\n" + "\n".join(lines))
-            return 0
-        verb, rest = find_verb(words)
-        if verb in ("train", "sft"):
-            run_verb(verb, rest)
-        else:
-            parse(later(VERBS[verb]), rest, f"llamita {verb}")()
-    except ValueError as error:
-        print(f"llamita: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader of our output has left, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
-            raise
-        print(
-            f"llamita: {error.strerror}: {error.filename or 'the disk'}; nothing half-written is left",
-            file=sys.stderr,
-        )
-        return 2
-    except KeyboardInterrupt:
-        print("llamita: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0

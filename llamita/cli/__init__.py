@@ -1,0 +1,116 @@
+"""The command line: finding a verb, parsing its words, and one line for what goes wrong.
+
+The verbs themselves are in `verbs` and `vocabularies`, each a thin call of a public function; heavy imports wait until
+a verb is chosen.
+"""
+
+import contextlib
+import errno
+import functools
+import io
+import itertools
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import tyro
+
+from llamita.cli import verbs, vocabularies
+from llamita.config import nearest
+from llamita.recipes.runs import RECIPES, recipe, sources
+
+VERBS: dict[str, Callable[..., Any]] = {
+    "demo": verbs.demo, "tokenizer train": vocabularies.train,
+    "data build": verbs.data_build,
+    "train": verbs.train, "sft": verbs.sft, "generate": verbs.generate, "chat": verbs.chat, "eval": verbs.evaluate,
+    "export": verbs.export, "report": verbs.report, "show": verbs.show,
+}  # fmt: skip
+
+
+RULE = set("─-╭╮╰╯+")
+
+
+def find_verb(words: list[str]) -> tuple[str, list[str]]:
+    """The verb, of one word or two, and the words behind it. Raises ValueError that names the nearest."""
+    for count in (2, 1):
+        if " ".join(words[:count]) in VERBS:
+            return " ".join(words[:count]), words[count:]
+    raise ValueError(f"no verb is called {' '.join(words[:1])!r}{nearest(' '.join(words[:2]), VERBS)}")
+
+
+def parse(wanted: Any, words: list[str], prog: str, default: Any = tyro.MISSING_NONPROP) -> Any:
+    """tyro's parser for a function or a dataclass, its boxed complaint turned into a one-line ValueError."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(wanted, args=words, prog=prog, default=default, config=(tyro.conf.AvoidSubcommands,))
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(f"{one_line(complaint.getvalue())} ({prog} --help tells more)") from None
+
+
+def later(verb: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """The verb as a function that takes the same arguments and does nothing yet."""
+
+    @functools.wraps(verb)
+    def bound(*args: Any, **kwargs: Any) -> Callable[[], None]:
+        return functools.partial(verb, *args, **kwargs)
+
+    return bound
+
+
+def one_line(boxed: str) -> str:
+    """What tyro's box (drawn in Unicode or in ASCII) says first, and the option that it thinks was meant."""
+    lines = [line.strip("│| ") for line in boxed.splitlines()[1:]]
+    parts = [list(part) for ruled, part in itertools.groupby(lines, lambda line: set(line) <= RULE) if not ruled]
+    said = " ".join(parts[0])
+    meant = [line.split()[0] for part in parts[1:] for line in part if line.startswith("--")]
+    return f"{said}; did you mean {meant[0]}?" if meant and said.startswith("Unrecognized") else said
+
+
+def run_verb(verb: str, words: list[str]) -> None:
+    """Call a verb whose settings are a whole Run, started from a recipe."""
+    if verb == "train" and (not words or words[0].startswith("-")) and "--help" not in words:
+        raise ValueError(f"name a recipe: llamita train RECIPE; there are: {', '.join(RECIPES)}")
+    named = words.pop(0) if words and not words[0].startswith("-") else "sft"
+    start = recipe(named)
+    kind = verbs.Started if verb == "train" else verbs.Tuned
+    missing = tyro.MISSING
+    blanks = {"dir": missing} if verb == "train" else {"dir": missing, "base": missing, "conversations": missing}
+    chosen = parse(kind, words, f"llamita {verb}" + (f" {named}" if verb == "train" else ""), kind(run=start, **blanks))
+    VERBS[verb](chosen, sources(chosen.run, start, f"recipe {named}", "command line"))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a verb; 0 on success, 2 on bad input with one line that says what to do, 130 when interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not words or words[0] in ("-h", "--help"):
+            lines = [f"  {verb:16}{(function.__doc__ or '').splitlines()[0]}" for verb, function in VERBS.items()]
+            print("usage: llamita VERB ... (llamita VERB --help tells more)\n\n" + "\n".join(lines))
+            return 0
+        verb, rest = find_verb(words)
+        if verb in ("train", "sft"):
+            run_verb(verb, rest)
+        else:
+            parse(later(VERBS[verb]), rest, f"llamita {verb}")()
+    except ValueError as error:
+        print(f"llamita: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has left, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            raise
+        print(
+            f"llamita: {error.strerror}: {error.filename or 'the disk'}; nothing half-written is left",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print("llamita: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0

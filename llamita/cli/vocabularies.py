@@ -1,0 +1,40 @@
+"""The verbs of vocabularies. Each is a thin call of a public function; heavy imports wait until it is called."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import Positional
+
+Folder = Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
+
+
+def train(
+    paths: Positional[tuple[Path, ...]], out: Folder, vocab_size: int = 32_768, max_memory: int = 2048,
+    workers: int | None = None, source_weights: dict[str, float] = {}, lang_weights: dict[str, float] = {},  # noqa: B006
+    chat_format: str = "llama3",
+) -> None:  # fmt: skip
+    """Train a byte-level BPE in Llama 3's format on text of any length, in bounded memory.
+
+    Args:
+        paths: Files and folders of text, code, jsonl, parquet; compressed too.
+        out: Tokenizer folder to write; a stopped training goes on when the same command is given.
+        vocab_size: Entries, 256 specials included; Meta's is 128256.
+        max_memory: MiB that training may take; the rarest words are left out where that does not suffice.
+        workers: Threads that count; all cores unless given.
+        source_weights: How often the texts of a source count: wiki 2 code 4.
+        lang_weights: How often the texts of a language count: de 2 fr 0.5.
+        chat_format: Dialog format of the folder's template: llama3, or llama3.1 with tools.
+    """
+    from llamita.data.read import documents
+    from llamita.recipes import vocabularies
+    from llamita.tokenizer.train import Weights
+
+    found = vocabularies.train(
+        documents(paths), vocab_size, out, max_memory=max_memory * 2**20, workers=workers,
+        weights=Weights(source_weights, lang_weights), chat_format=chat_format,
+    )  # fmt: skip
+    for (source, lang), share in sorted(found.shares.items(), key=lambda item: -item[1])[:20]:
+        print(f"{share:7.2%}  {source or '-'} {lang}")
+    print(f"{found.num_texts:,} texts, {found.num_bytes:,} bytes, {found.num_words:,} different words")
+    print(f"{out}: {found.tokenizer.vocab_size} entries, fingerprint {found.tokenizer.fingerprint[:16]}")
