@@ -22,7 +22,7 @@ from llamita.recipes.runs import RECIPES, recipe, sources
 
 VERBS: dict[str, Callable[..., Any]] = {
     "demo": verbs.demo, "tokenizer train": vocabularies.train,
-    "data build": verbs.data_build,
+    "tokenizer advise": vocabularies.advise, "data build": verbs.data_build,
     "train": verbs.train, "sft": verbs.sft, "generate": verbs.generate, "chat": verbs.chat, "eval": verbs.evaluate,
     "export": verbs.export, "report": verbs.report, "show": verbs.show,
 }  # fmt: skip

@@ -1,5 +1,7 @@
 """The verbs of vocabularies. Each is a thin call of a public function; heavy imports wait until it is called."""
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -38,3 +40,31 @@ def train(
         print(f"{share:7.2%}  {source or '-'} {lang}")
     print(f"{found.num_texts:,} texts, {found.num_bytes:,} bytes, {found.num_words:,} different words")
     print(f"{out}: {found.tokenizer.vocab_size} entries, fingerprint {found.tokenizer.fingerprint[:16]}")
+
+
+def advise(
+    text: tuple[Path, ...], shape: str = "100m", flops: float | None = None,
+    sizes: tuple[int, ...] = (4096, 8192, 16_384, 32_768, 49_152, 65_536, 128_256), max_memory: int = 2048,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:  # fmt: skip
+    """Which vocabulary size a model should have: parameters, cost, memory and predicted loss at equal compute.
+
+    Args:
+        text: Files and folders of the text that the model will be trained on, or a sample of it.
+        shape: Shape preset; its vocabulary is replaced by each size.
+        flops: Training FLOPs; 20 tokens a parameter unless given.
+        sizes: Entries to compare, 256 specials included.
+        max_memory: MiB that training the vocabularies may take.
+        as_json: Print one JSON object.
+    """
+    from llamita.data.read import documents
+    from llamita.model.shape import preset
+    from llamita.recipes import vocabularies
+
+    advice = vocabularies.advise(
+        documents(text), preset(shape), flops=flops, sizes=sizes, max_memory=max_memory * 2**20
+    )
+    if as_json:
+        print(json.dumps(dataclasses.asdict(advice)))
+    else:
+        vocabularies.show_advice(advice)

@@ -1,12 +1,21 @@
 """The stages of a vocabulary: train one, compare several, advise on a size. No torch is imported."""
 
+import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
 from llamita import log
 from llamita.data.read import Document, Reader
+from llamita.model.shape import Shape
+from llamita.plan import vocabulary
 from llamita.tokenizer import Tokenizer, emit
+from llamita.tokenizer.llama3 import NUM_SPECIALS
 from llamita.tokenizer.tally import Text
 from llamita.tokenizer.train import MEMORY, SMALLEST, Trained, Weights, train_within
 
@@ -70,3 +79,91 @@ def train(
     found.tokenizer.save(out)
     emit.write_gguf(found.tokenizer, out / GGUF_NAME)
     return found
+
+
+def show_advice(advice: vocabulary.Advice) -> None:
+    """The comparison as a table for people, and the reasons."""
+    rows = advice.sizes
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("entries", "params", "embed.", "bytes/token", "FLOPs/byte", "file", "training", "KV/KiB", "unused",
+                 "bits/byte"):  # fmt: skip
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            f"{row.vocab_size:,}", f"{row.num_params / 1e6:,.1f}M", f"{row.embedding_share:.0%}",
+            f"{row.bytes_per_token:.3f}", f"{row.train_flops_per_byte:.3g}", size_text(row.file_bytes),
+            size_text(row.train_memory_bytes), size_text(row.kv_bytes_per_kib), f"{row.unused:.1%}",
+            f"{row.bits_per_byte:.4f}", style="bold" if row.vocab_size == advice.recommended else None,
+        )  # fmt: skip
+    out = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+    out.print(table)
+    out.print(
+        f"\nAt {advice.flops:.3g} FLOPs of training, {rows[0].budget_tokens:.3g} to {rows[-1].budget_tokens:.3g} "
+        "tokens. Predicted: bits/byte; measured: bytes/token, unused entries; the rest is counted."
+    )
+    out.print(f"Recommended: {advice.recommended:,} entries.", style="bold")
+    for reason in advice.reasons:
+        out.print(f"- {reason}.")
+
+
+def size_text(num_bytes: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1024 or unit == "GiB":
+            break
+        num_bytes /= 1024
+    return f"{num_bytes:.3g} {unit}" if num_bytes < 100 else f"{num_bytes:,.0f} {unit}"
+
+
+SIZES = (4096, 8192, 16_384, 32_768, 49_152, 65_536, 128_256)
+HELDOUT_EVERY, HELDOUT_BYTES = 20, 32 * 2**20
+
+
+class HeldOut:
+    """Passes texts on but for every twentieth, which it keeps until it has HELDOUT_BYTES."""
+
+    def __init__(self, docs: Iterable[Document]):
+        self.docs, self.kept, self.num_bytes = docs, list[str](), 0
+
+    def __iter__(self) -> Iterator[Text]:
+        for number, text in enumerate(texts(self.docs)):
+            if number % HELDOUT_EVERY == HELDOUT_EVERY - 1 and self.num_bytes < HELDOUT_BYTES:
+                self.kept.append(text.text)
+                self.num_bytes += len(text.text.encode())
+            else:
+                yield text
+
+
+def advise(
+    docs: Iterable[Document],
+    shape: Shape,
+    *,
+    flops: float | None = None,
+    sizes: Iterable[int] = SIZES,
+    max_memory: int = MEMORY,
+) -> vocabulary.Advice:
+    """Train one vocabulary of the largest size on `docs`, measure its beginnings on held-out texts, and compare.
+
+    The first merges of a vocabulary are the vocabulary of a smaller size. `flops` is the training budget, by default
+    20 tokens a parameter. Sizes that the text does not reach are left out. ValueError for too little text.
+    """
+    sizes = sorted(set(sizes))
+    held = HeldOut(docs)
+    with tempfile.TemporaryDirectory() as folder:
+        found = train_within(
+            held, sizes[-1], folder=Path(folder) / "words", max_memory=max_memory, allow_fewer=True,
+            on_progress=TrainingProgress(docs, sizes[-1] - SMALLEST),
+        )  # fmt: skip
+    if not held.kept:
+        raise ValueError(f"the text has {found.num_texts} documents: give at least {HELDOUT_EVERY}, to hold one out")
+    tokens = found.tokenizer.tokens
+    reached = [size for size in sizes if size <= found.tokenizer.vocab_size]
+    if len(reached) < len(sizes):
+        log.say(f"tokenizer: the text gives no more than {found.tokenizer.vocab_size:,} entries; larger ones left out")
+    measured = []
+    for size in reached:
+        tokenizer = Tokenizer(tokens[: size - NUM_SPECIALS])
+        counts = np.zeros(len(tokenizer.tokens), np.int64)
+        for ids in tokenizer.encode_batch(held.kept):
+            counts += np.bincount(ids, minlength=len(counts))
+        measured.append(vocabulary.Measured(size, held.num_bytes, counts))
+    return vocabulary.advise(shape, measured, flops or vocabulary.default_flops(shape))

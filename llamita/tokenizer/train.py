@@ -88,12 +88,14 @@ def train_within(
     max_memory: int = MEMORY,
     workers: int | None = None,
     weights: Weights | None = None,
+    allow_fewer: bool = False,
     on_progress: Progress = lambda stage, done: None,
 ) -> Trained:
     """`train` with words counted into `folder`, which goes once the merges are learned, and at most `max_memory` bytes.
 
     The same call goes on where one that was stopped or killed left `folder`. `on_progress` is given "count" with the
-    bytes so far, then "learn" with the merges so far. One text is held whole, on top of `max_memory`.
+    bytes so far, then "learn" with the merges so far. One text is held whole, on top of `max_memory`. A text that gives
+    too few merges is a ValueError unless `allow_fewer`; the counts are kept then.
     """
     if vocab_size < SMALLEST:
         raise ValueError(f"vocab_size {vocab_size} is too small: bytes and specials alone need {SMALLEST}")
@@ -111,7 +113,7 @@ def train_within(
     factors = (weights or Weights()).of_groups(tally.groups)
     words, found = gather(tally, factors, budget)
     merges = Learner(words).learn(vocab_size - SMALLEST, lambda made: on_progress("learn", made))
-    if len(merges) < vocab_size - SMALLEST:
+    if len(merges) < vocab_size - SMALLEST and not allow_fewer:
         raise ValueError(
             f"the text gives only {len(merges)} of the {vocab_size - SMALLEST} merges that vocab_size "
             f"{vocab_size} needs; give more text, or a vocab_size of at most {len(merges) + SMALLEST}"
