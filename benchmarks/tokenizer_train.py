@@ -124,7 +124,7 @@ def in_a_process(name: str, path: Path, args: argparse.Namespace, home: Path) ->
         return {"failed": done.stderr.strip().splitlines()[-1][:200] if done.stderr else f"exit {done.returncode}"}
     found: dict = {}
     for line in done.stdout.splitlines():
-        found |= json.loads(line)
+        found |= json.loads(line) if line.startswith('{"') else {}  # some trainers print words of their own
     if name in OTHER_TASK:
         return found | {"another task": OTHER_TASK[name]}
     tokens = [base64.b64decode(line) for line in out.read_bytes().split(b"\n")]

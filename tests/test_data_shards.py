@@ -16,6 +16,8 @@ from llamita.data import shards
 from llamita.data.build import build
 from llamita.data.read import Document
 from llamita.data.shards import Corpus
+from llamita.tokenizer.bulk import Bulk
+from llamita.tokenizer.train import train
 from tests.fakes import FakeTokenizer
 
 
@@ -84,6 +86,18 @@ def test_the_same_documents_give_the_same_bytes_whatever_the_batch(tmp_path, mon
     assert files(tmp_path / "a") == files(tmp_path / "b")
     build(some_documents(), FakeTokenizer(), tmp_path / "b", seed=1)
     assert files(tmp_path / "a") != files(tmp_path / "b")
+
+
+def test_the_fast_encoder_gives_the_same_bytes(tmp_path, monkeypatch):
+    """With the first batch by tiktoken and the rest by gigatoken, where it is installed."""
+    tokenizer = train([document.text for document in some_documents()], 530)
+    build(some_documents(), tokenizer, tmp_path / "plain")
+    made = []
+    monkeypatch.setattr(Bulk, "encode", lambda self, texts, real=Bulk.encode: made.append(self) or real(self, texts))
+    monkeypatch.setattr(build_room, "BATCH_BYTES", 100)
+    monkeypatch.setattr(build_room, "BULK_BYTES", 1)
+    build(some_documents(), tokenizer, tmp_path / "bulk")
+    assert files(tmp_path / "bulk") == files(tmp_path / "plain") and len(set(map(id, made))) == 1 < len(made)
 
 
 def test_duplicates_are_dropped_and_counted(tmp_path):
@@ -242,6 +256,8 @@ def test_a_build_never_deletes_what_is_not_a_corpus(tmp_path):
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, "tests")
+from llamita.tokenizer.bulk import Bulk
+from llamita.tokenizer.train import train
 from tests.fakes import FakeTokenizer
 from llamita.data import build
 from llamita.data.read import Document

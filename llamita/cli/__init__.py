@@ -22,7 +22,8 @@ from llamita.recipes.runs import RECIPES, recipe, sources
 
 VERBS: dict[str, Callable[..., Any]] = {
     "demo": verbs.demo, "tokenizer train": vocabularies.train,
-    "tokenizer advise": vocabularies.advise, "data build": verbs.data_build,
+    "tokenizer compare": vocabularies.compare, "tokenizer advise": vocabularies.advise,
+    "tokenizer view": vocabularies.view, "data build": verbs.data_build,
     "train": verbs.train, "sft": verbs.sft, "generate": verbs.generate, "chat": verbs.chat, "eval": verbs.evaluate,
     "export": verbs.export, "report": verbs.report, "show": verbs.show,
 }  # fmt: skip
@@ -88,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if not words or words[0] in ("-h", "--help"):
-            lines = [f"  {verb:16}{(function.__doc__ or '').splitlines()[0]}" for verb, function in VERBS.items()]
+            lines = [f"  {verb:18}{(function.__doc__ or '').splitlines()[0]}" for verb, function in VERBS.items()]
             print("usage: llamita VERB ... (llamita VERB --help tells more)\n\n" + "\n".join(lines))
             return 0
         verb, rest = find_verb(words)

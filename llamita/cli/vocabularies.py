@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -42,6 +43,35 @@ def train(
     print(f"{out}: {found.tokenizer.vocab_size} entries, fingerprint {found.tokenizer.fingerprint[:16]}")
 
 
+def compare(
+    vocabularies: Positional[tuple[Path, ...]], text: tuple[Path, ...], plot: Path | None = None,
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
+) -> None:  # fmt: skip
+    """Measure vocabularies on the same text: compression by language and source, fallback, unused entries, speed.
+
+    Args:
+        vocabularies: Folders or files: tiktoken ranks, SentencePiece models, tokenizer.json; the first is the measure.
+        text: Files and folders of text; rows of jsonl and parquet may have lang and source.
+        plot: Write bytes per token by language as .png, .svg or .pdf.
+        as_json: Print one JSON object.
+    """
+    from rich.console import Console
+
+    from llamita.data.read import documents
+    from llamita.recipes import vocabularies as stage
+    from llamita.tokenizer.compare import plot as draw
+
+    found = stage.compare(vocabularies, documents(text))
+    if as_json:
+        print(json.dumps(found.to_dict()))
+    else:
+        console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+        for table in found.tables():
+            console.print(table)
+    if plot:
+        draw(found, plot)
+
+
 def advise(
     text: tuple[Path, ...], shape: str = "100m", flops: float | None = None,
     sizes: tuple[int, ...] = (4096, 8192, 16_384, 32_768, 49_152, 65_536, 128_256), max_memory: int = 2048,
@@ -68,3 +98,35 @@ def advise(
         print(json.dumps(dataclasses.asdict(advice)))
     else:
         vocabularies.show_advice(advice)
+
+
+def view(
+    vocabularies: Positional[tuple[Path, ...]], text: str = "", html: Path | None = None, ids: bool = False,
+    specials: bool = False,
+) -> None:  # fmt: skip
+    """Show how vocabularies cut a text: coloured tokens in the terminal, or a page that explains them.
+
+    Args:
+        vocabularies: Folders or files: tiktoken ranks, SentencePiece models, tokenizer.json.
+        text: What to cut; standard input unless given.
+        html: Write one page about all of them there.
+        ids: Show the ids too.
+        specials: Read names such as <|eot_id|> in the text as special tokens.
+    """
+    from rich.console import Console
+
+    from llamita.recipes import vocabularies as stage
+    from llamita.tokenizer import view as room
+
+    named = dict(stage.named(vocabularies))
+    text = text or sys.stdin.read()
+    chosen: Literal["text", "allow"] = "allow" if specials else "text"
+    if html:
+        html.write_text(room.page(named, text, specials=chosen), encoding="utf-8")
+        print(html)
+        return
+    console = Console(highlight=False)
+    for name, vocabulary in named.items():
+        if len(named) > 1:
+            console.print(name, style="bold", markup=False)
+        room.show(vocabulary, text, console, ids=ids, specials=chosen)

@@ -15,9 +15,12 @@ from llamita.data.read import Document, Reader
 from llamita.model.shape import Shape
 from llamita.plan import vocabulary
 from llamita.tokenizer import Tokenizer, emit
+from llamita.tokenizer.compare import Comparison
+from llamita.tokenizer.compare import compare as measure
 from llamita.tokenizer.llama3 import NUM_SPECIALS
 from llamita.tokenizer.tally import Text
 from llamita.tokenizer.train import MEMORY, SMALLEST, Trained, Weights, train_within
+from llamita.tokenizer.vocabulary import Vocabulary, open_vocabulary
 
 GGUF_NAME = "tokenizer.gguf"
 
@@ -112,6 +115,32 @@ def size_text(num_bytes: float) -> str:
             break
         num_bytes /= 1024
     return f"{num_bytes:.3g} {unit}" if num_bytes < 100 else f"{num_bytes:,.0f} {unit}"
+
+
+def named(paths: Iterable[Path]) -> Iterator[tuple[str, Vocabulary]]:
+    """Each vocabulary with the name of its folder or file, as far up as it takes to tell them apart."""
+    paths = [path.resolve() for path in paths]
+    depth = next((n for n in range(1, 20) if len({path.parts[-n:] for path in paths}) == len(set(paths))), 20)
+    for path in paths:
+        yield "/".join(path.parts[-depth:]), open_vocabulary(path)
+
+
+def compare(paths: Iterable[Path], docs: Iterable[Document]) -> Comparison:
+    """Measure the vocabularies at `paths`, of any kind, on the same texts, in order."""
+    return measure(list(named(paths)), _told(docs))
+
+
+def _told(docs: Iterable[Document]) -> Iterator[Text]:
+    """The texts, with a line of progress."""
+    line, begun = log.Progress(interval=1), time.monotonic()
+    said = begun
+    for text in texts(docs):
+        yield text
+        now, share = time.monotonic(), getattr(docs, "share_read", 0.0)
+        if now - said > (0.2 if line.live else 5.0) and share:
+            left = log.duration((now - begun) * (1 - share) / share)
+            line.update(0, f"compare: {share:.0%} of the text  {left} left")
+            said = now
 
 
 SIZES = (4096, 8192, 16_384, 32_768, 49_152, 65_536, 128_256)

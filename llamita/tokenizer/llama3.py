@@ -45,6 +45,8 @@ FILE_NAME = "tokenizer.model"
 MAX_FILE_BYTES = 64 * 2**20  # Meta's 128,000 ranks take 2.2 MB
 MAX_TOKEN_BYTES = 1024  # Meta's longest token has 128; merges are derived in time quadratic in this
 
+_TEXTS_PER_TASK = 32  # sentences alone in a task cost half the speed (measured)
+
 # The regex engine of tiktoken 0.14.0 and rustbpe 0.1.0 panics on one blank more than this in a run that no
 # newline ends (measured); runs of every other kind are walked at any length, in time about linear.
 LONGEST_BLANK = 999_998
@@ -189,8 +191,10 @@ class Tokenizer:
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """`encode` of each text with no BOS or EOS, on all cores."""
+        texts = list(texts)
+        parts = [texts[i : i + _TEXTS_PER_TASK] for i in range(0, len(texts), _TEXTS_PER_TASK)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            return list(pool.map(self.encode, texts))
+            return [ids for part in pool.map(lambda part: [*map(self.encode, part)], parts) for ids in part]
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """Text of `ids`; bytes that are no UTF-8 become U+FFFD. Specials give their names, or nothing."""
