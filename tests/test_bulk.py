@@ -1,6 +1,7 @@
 """Layer: parity with tiktoken, of what encodes corpora; mutants of its engine must be noticed."""
 
 import bz2
+import itertools
 import json
 import random
 import sys
@@ -132,16 +133,19 @@ def test_real_text(llama3, shared_data):
 # ---- bounded memory ----
 
 
-@pytest.mark.parametrize("bounds", [{}, {"MAX_TOKENS": 100}, {"MAX_CHARS": 500}, {"LONG": 100}])
-def test_renewal(fast, monkeypatch, bounds):
-    for name, bound in bounds.items():
-        monkeypatch.setattr(bulk, name, bound)
+@pytest.mark.parametrize("bound", [None, "bytes", "tokens"])
+def test_renewal(fast, monkeypatch, bound):
+    """By the memory that calls leave behind, or by tokens where the system tells no memory."""
+    grows = itertools.count(1, 2**20)
+    monkeypatch.setattr(bulk, "_resident", lambda: 0 if bound == "tokens" else next(grows))
+    if bound:
+        monkeypatch.setattr(bulk, f"KEPT_{bound.upper()}", {"bytes": 2**19, "tokens": 100}[bound])
     fast._renew()
     before, from_json = [], fast._from_json
     monkeypatch.setattr(fast, "_from_json", lambda data: before.append(fast._fast) or from_json(data))
     for _ in range(3):
         assert differing(fast, [SOURCE[:400], "", SOURCE[400:480], "\ud83d", SOURCE[480:510]]) == []
-    assert (len(before) > 1) == bool(bounds)
+    assert (len(before) > 1) == bool(bound)
     assert set(before) <= {None}, "two engines at a time"
 
 
@@ -230,3 +234,23 @@ def test_ids_alone_tell_every_text_with_a_stranger(fast):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fast, "_suspect", none)
         assert differing(fast, ["a's\u088f'S"]) != [], "negative control: without suspicion the wrong ids come through"
+
+
+def test_resident_memory_is_this_processes():
+    before = bulk._resident()
+    block = np.ones(2**25, np.uint8)
+    assert before > 0 and 2**24 < bulk._resident() - before < 2**27 and block.all()
+
+
+@pytest.mark.slow
+def test_memory_stays_bounded(fast):
+    """Twelve million random words, each new: 470 MB would be kept without renewal."""
+    draw = np.random.default_rng(0)
+    before, renewed, renew = bulk._resident(), [], fast._renew
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast, "_renew", lambda: renewed.append(1) or renew())
+        for _ in range(12):
+            letters = draw.integers(97, 123, (10**6, 6), np.uint8)
+            letters[:, 5] = 32
+            fast.encode([letters.tobytes().decode()])
+    assert renewed and bulk._resident() - before < 2**29

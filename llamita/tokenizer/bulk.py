@@ -1,16 +1,10 @@
 """Ids of whole corpora, exactly `Tokenizer.encode`'s, on all cores: through gigatoken where it is installed.
 
-MB/s on two cores (EPYC 9005) with Meta's vocabulary, each text once, renewals of the engine included:
-
-| text, in documents of 4,000 characters | Bulk, gigatoken 0.10.0 | `encode_batch`, tiktoken 0.14.0 |
-|---|---|---|
-| 75 MB of English novels | 159 | 33 |
-| 75 MB of Python and C | 108 | 16 |
-| 78 MB of novels in 17 languages | 37 | 15 |
-| 32 MB in 513 languages | 27 | 11 |
+Five to twenty times as fast as tiktoken on a first pass (LOG.md, `benchmarks/tokenizer_encode.py`).
 """
 
 import json
+import mmap
 from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
@@ -22,16 +16,14 @@ from llamita.tokenizer import emit
 from llamita.tokenizer.llama3 import LONGEST_BLANK, NUM_SPECIALS, Tokenizer, pieces
 
 # gigatoken keeps every word it has met, in a table for each thread, and offers no way to forget: only a new engine
-# (0.37 s) frees them. Bytes kept for a token of output, after 12 million: English 1, code 3, 17 languages 9, 513
-# languages 10, base64 13, random words of five letters 23, words of two random tokens 25. So the cache takes 8 to
-# 116 MB of real text, 295 MB at worst, and for a moment, while its tables double, 500 MB.
-MAX_TOKENS = 12_000_000
-# Long words of few tokens ("=====...") are kept whole, a byte for a byte.
-MAX_CHARS = 2**26
-# Characters in one call: gigatoken is faster on more, tiktoken is not, and its lists take 40 bytes a token. A text
-# longer than the latter may be one word, which leaves a work space of 22 times its size behind in gigatoken (50 MB:
-# 1.07 GB), so then too the engine is renewed.
-SLICE, LONG = 2**25, 2**22
+# (0.37 s) frees them, and the work space of a huge word, 22 times its size. So the resident memory that its calls leave
+# behind is added up, and beyond KEPT_BYTES the engine is renewed; at worst, while its tables double, it holds about
+# twice as much for a moment. Real text leaves 8 MB (English) to 116 MB (513 languages) in 12 million tokens.
+KEPT_BYTES = 256 * 2**20
+# Where the system does not tell its resident memory: tokens after which random words of five letters leave 295 MB.
+KEPT_TOKENS = 12_000_000
+# Characters in one call: gigatoken is faster on more, tiktoken is not, and its lists take 40 bytes a token.
+FAST_SLICE, SLOW_SLICE = 2**25, 2**22
 
 # Unassigned but for planes 0 to 3 and the tags and variation selectors of plane 14; planes 15 and 16 are private.
 _PROBED = [*range(0xD800), *range(0xE000, 0x40000), *range(0xE0000, 0xE1000)]
@@ -134,6 +126,15 @@ def _any(suspect, ids):
     return found
 
 
+def _resident() -> int:
+    """Bytes of memory this process holds; 0 where the system has no /proc."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * mmap.PAGESIZE
+    except OSError:
+        return 0
+
+
 def _slices(texts: list[str], most: int) -> Iterator[list[str]]:
     """`texts` in order, `most` characters or one text at a time; one empty list where there are none."""
     start = size = 0
@@ -186,7 +187,7 @@ class Bulk:
     def _renew(self) -> None:
         self._fast = None  # the old one goes first: there are never two
         self._fast = self._from_json(self._json)
-        self._num_tokens = self._num_chars = 0
+        self._kept = 0.0  # share of the bound that is taken
 
     def encode(self, texts: list[str]) -> Rows:
         """Ids of all texts, one after another, (N,) uint32, and how many each has, (len(texts),) int64.
@@ -194,14 +195,15 @@ class Bulk:
         Names of special tokens are plain text; no BOS or EOS is added.
         """
         if self.why:
-            parts = [_by_tiktoken(self.tokenizer, part) for part in _slices(texts, LONG)]
+            parts = [_by_tiktoken(self.tokenizer, part) for part in _slices(texts, SLOW_SLICE)]
         else:
-            parts = [self._encode(part) for part in _slices(texts, SLICE)]
+            parts = [self._encode(part) for part in _slices(texts, FAST_SLICE)]
         if len(parts) == 1:
             return parts[0]
         return np.concatenate([ids for ids, _ in parts]), np.concatenate([lengths for _, lengths in parts])
 
     def _encode(self, texts: list[str]) -> Rows:
+        before = _resident()
         try:
             ids, lengths = _by_gigatoken(self._fast, texts)
             slow = self._for_tiktoken(texts, ids, lengths)
@@ -209,9 +211,9 @@ class Bulk:
             slow = [i for i, text in enumerate(texts) if self._is_strange(text)]
             without = ["" if i in set(slow) else text for i, text in enumerate(texts)]
             ids, lengths = _by_gigatoken(self._fast, without)
-        self._num_tokens += len(ids)
-        self._num_chars += sum(map(len, texts))
-        if self._num_tokens > MAX_TOKENS or self._num_chars > MAX_CHARS or max(map(len, texts), default=0) > LONG:
+        grown = _resident() - before - ids.nbytes
+        self._kept += max(0, grown) / KEPT_BYTES if before else len(ids) / KEPT_TOKENS
+        if self._kept > 1:
             self._renew()
         return self._replaced(texts, slow, ids, lengths) if slow else (ids, lengths)
 
