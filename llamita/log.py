@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,29 @@ class Progress:
             console.print(line, end="\n" if last else "\r", crop=True, overflow="crop", no_wrap=True, markup=False)
         elif last or count % self.interval == 0:
             console.print(line, markup=False)
+
+
+class Eta:
+    """One line of progress with the time that is left: five a second on a terminal, elsewhere one in five seconds."""
+
+    def __init__(self) -> None:
+        self.line = Progress(interval=1)
+        self.begun = self.said = time.monotonic()
+        self.is_open = False
+
+    def update(self, share: float, line: str) -> None:
+        """`share` of the work is done, 0 to 1; 0 where it cannot be told."""
+        now = time.monotonic()
+        if now - self.said > (0.2 if self.line.live else 5.0):
+            left = f"  {duration((now - self.begun) * (1 - share) / share)} left" if share else ""
+            self.line.update(0, line + left)
+            self.said, self.is_open = now, self.line.live
+
+    def end(self) -> None:
+        """Leave the line, if one stands on the terminal."""
+        if self.is_open:
+            console.print()
+            self.is_open = False
 
 
 def say(line: str) -> None:

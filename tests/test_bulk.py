@@ -238,8 +238,8 @@ def test_ids_alone_tell_every_text_with_a_stranger(fast):
 
 def test_resident_memory_is_this_processes():
     before = bulk._resident()
-    block = np.ones(2**25, np.uint8)
-    assert before > 0 and 2**24 < bulk._resident() - before < 2**27 and block.all()
+    block = np.ones(2**27, np.uint8)  # more than malloc ever takes from what was freed
+    assert before > 0 and 2**26 < bulk._resident() - before < 2**28 and block.all()
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The command line as a user meets it: bad input is one line and exit code 2, with nothing half-written."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -200,3 +201,143 @@ def test_defaults_of_sampling_are_those_of_the_library():
 def test_as_a_process_it_exits_with_2_and_prints_one_line():
     done = subprocess.run([sys.executable, "-m", "llamita", "shwo"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr == "llamita: no verb is called 'shwo'; did you mean 'show'?\n"
+
+
+# ---- vocabularies ----
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> Path:
+    """Documents with sources and languages, as JSON lines."""
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    lines = []
+    for number in range(60):
+        text = "".join(STORY.format(n=number * line, m=line * line) for line in range(20))
+        lines.append(
+            json.dumps({"text": text, "source": ("wiki", "code")[number % 2], "lang": "en" if number % 3 else "de"})
+        )
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_a_vocabulary_is_trained_with_weights_compared_viewed_and_advised_on(rows, capsys, tmp_path):
+    words = ["tokenizer", "train", rows, "--vocab-size", "600", "--chat-format", "llama3.1"]
+    code, out, _ = run(capsys, *words, "--out", tmp_path / "a", "--source-weights", "code", "3")
+    assert code == 0 and "600 entries" in out and "code" in out and "60 texts" in out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {
+        "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "tokenizer.gguf"
+    }  # fmt: skip
+    assert "Cutting Knowledge Date" in (tmp_path / "a" / "tokenizer_config.json").read_text()
+    assert run(capsys, "tokenizer", "train", rows, "--vocab-size", "700", "--out", tmp_path / "b")[0] == 0
+
+    code, out, _ = run(capsys, "tokenizer", "compare", tmp_path / "a", tmp_path / "b", "--text", rows, "--json",
+                       "--plot", tmp_path / "plot.svg")  # fmt: skip
+    found = json.loads(out)
+    assert code == 0 and list(found["vocabularies"]) == ["a", "b"] and set(found["languages"]) == {"en", "de"}
+    assert "<svg" in (tmp_path / "plot.svg").read_text()
+    code, out, _ = run(capsys, "tokenizer", "compare", tmp_path / "a", tmp_path / "b", "--text", rows)
+    assert code == 0 and "bytes" in out and "wiki" in out
+
+    code, out, _ = run(capsys, "tokenizer", "view", tmp_path / "a", tmp_path / "b", "--text", "a little llama", "--ids")
+    assert code == 0 and out.count("bytes per token") == 2
+    assert run(capsys, "tokenizer", "view", tmp_path / "a", "--text", "x", "--html", tmp_path / "v.html")[0] == 0
+    assert (tmp_path / "v.html").read_text().lstrip().lower().startswith("<!doctype html>")
+
+    code, out, _ = run(
+        capsys, "tokenizer", "advise", "--text", rows, "--shape", "tiny", "--sizes", "600", "512", "--json"
+    )
+    assert code == 0 and [row["vocab_size"] for row in json.loads(out)["sizes"]] == [512, 600]
+
+
+BAD_VOCABULARIES = {
+    "train": [
+        ([], "name files or folders of text"),
+        (["ROWS", "--vocab-size", "100"], "vocab_size 100 is too small"),
+        (["ROWS", "--vocab-size", "100000000000"], "16,777,216 is the most"),
+        (["ROWS", "--max-memory", "100"], "max_memory 100 MiB is too little"),
+        (["ROWS", "--workers", "0"], "workers is 0"),
+        (["ROWS", "--source-weights", "wiki", "-1"], "give 0, or one from 0.01"),
+        (["ROWS", "--source-weights", "wiki", "many"], "key-value pairs"),
+        (["ROWS", "--source-weights", "wikki", "2"], "no text has the source 'wikki'"),
+        (["ROWS", "--chat-format", "llama9"], "llama9"),
+        (["ROWS", "NONE"], "no such file or folder"),
+        (["BAD"], "not JSON"),
+        (["ROWS", "EMPTY"], "holds no text"),
+    ],
+    "compare": [
+        (["--text", "ROWS"], "name files or folders of vocabularies"),
+        (["NONE", "--text", "ROWS"], "no vocabulary"),
+        (["TOK", "TOK", "--text", "ROWS"], "two vocabularies have the name"),
+        (["TOK", "--text", "EMPTY"], "holds no text"),
+        (["TOK", "--text", "ROWS", "--plot", "x.gif"], "no kind of plot"),
+        (["TOK", "--text", "ROWS", "--plot", "NONE/x.png"], "no place for a file"),
+    ],
+    "view": [
+        (["--text", "hi"], "name files or folders of vocabularies"),
+        (["TOK", "--text", "hi", "--html", "NONE/x.html"], "no place for a file"),
+        (["TOK", "--text", "x" * 200_000, "--html", "OUT.html"], "100,000"),
+    ],
+    "advise": [
+        (["--text", "ROWS", "--shape", "100mm"], "no shape is called"),
+        (["--text", "ROWS", "--sizes", "300", "1024"], "give sizes from 512"),
+        (["--text", "ROWS", "--sizes"], "give sizes from 512"),
+        (["--text", "ROWS", "--flops", "-1"], "flops is -1.0"),
+        (["--text", "ROWS", "--flops", "nan"], "flops is nan"),
+        (["--text", "ONE", "--sizes", "512"], "give at least 20"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "says"),
+    [(verb, *case) for verb, cases in BAD_VOCABULARIES.items() for case in cases],
+)
+def test_bad_words_for_vocabularies_are_one_line_and_leave_nothing(world, rows, capsys, tmp_path, verb, words, says):
+    (tmp_path / "bad.jsonl").write_text('{"text": "good"}\nnot json\n')
+    (tmp_path / "one.txt").write_text("one text of a few words " * 20)
+    (tmp_path / "empty").mkdir()
+    names = {"ROWS": rows, "NONE": tmp_path / "none", "BAD": tmp_path / "bad.jsonl", "ONE": tmp_path / "one.txt",
+             "EMPTY": tmp_path / "empty", "TOK": world / "tok", "NONE/x.png": tmp_path / "none/x.png",
+             "NONE/x.html": tmp_path / "none/x.html", "OUT.html": tmp_path / "out.html"}  # fmt: skip
+    before = {path.name for path in tmp_path.iterdir()}
+    out = ["--out", tmp_path / "out"] if verb == "train" else []
+    assert says in refused(capsys, "tokenizer", verb, *(names.get(word, word) for word in words), *out)
+    assert {path.name for path in tmp_path.iterdir()} - before <= {".out.words"}
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "full", "/", "x" * 300])
+def test_a_place_that_cannot_be_a_tokenizer_is_refused_before_the_work(rows, capsys, tmp_path, monkeypatch, out):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("mine")
+    place = out if out == "/" else tmp_path / out
+    refused(capsys, "tokenizer", "train", rows, "--out", place, "--vocab-size", "600")
+    assert (tmp_path / "file").read_text() == (tmp_path / "full" / "thesis.tex").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full"]
+
+
+def test_a_save_that_fails_keeps_the_counts(rows, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "llamita.tokenizer.emit.write_gguf", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left"))
+    )
+    words = ["tokenizer", "train", rows, "--out", tmp_path / "tok", "--vocab-size", "600"]
+    assert "No space left" in refused(capsys, *words)
+    assert (tmp_path / ".tok.words" / "journal.json").is_file()
+    monkeypatch.undo()
+    assert run(capsys, *words)[0] == 0 and not (tmp_path / ".tok.words").exists()
+
+
+def test_a_group_of_verbs_lists_its_own(capsys):
+    for words in (["tokenizer"], ["tokenizer", "--help"]):
+        code, out, _ = run(capsys, *words)
+        assert code == 0 and "tokenizer view" in out and "demo" not in out
+
+
+def test_names_in_rows_cannot_reach_the_terminal_as_orders(capsys, tmp_path):
+    row = {"text": "a little text about llamas " * 30, "source": "\x1b[31mred\ud800", "lang": "\u202ede"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    code, out, _ = run(
+        capsys, "tokenizer", "train", tmp_path / "rows.jsonl", "--out", tmp_path / "t", "--vocab-size", "520"
+    )
+    assert code == 0 and "\x1b" not in out and "?[31mred? ?de" in out

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from llamita.tokenizer import compare as module
-from llamita.tokenizer.compare import Comparison, compare, plot
+from llamita.tokenizer.compare import Comparison, compare
 from llamita.tokenizer.llama3 import is_partial
+from llamita.tokenizer.plot import plot
 from llamita.tokenizer.tally import Text
 from llamita.tokenizer.train import train
 from llamita.tokenizer.vocabulary import open_vocabulary

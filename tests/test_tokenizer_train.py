@@ -20,12 +20,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llamita.tokenizer import tally as tally_module
-from llamita.tokenizer.count import MAX_WORD_BYTES, Run, Table, Words
+from llamita.tokenizer.count import MAX_WORD_BYTES, Run, Table, Words, padded
 from llamita.tokenizer.llama3 import PATTERN
 from llamita.tokenizer.merge import Learner, memory
 from llamita.tokenizer.split import LETTER, NUMBER, classes, split, split_by_pattern
-from llamita.tokenizer.tally import Tally, Text, utf8
-from llamita.tokenizer.train import LEAST_MEMORY, Weights, at_least, enough, gather, tokens_of, train, train_within
+from llamita.tokenizer.tally import Tally, Text, pieces
+from llamita.tokenizer.train import (
+    LEAST_MEMORY,
+    Weights,
+    at_least,
+    enough,
+    gather,
+    in_ranges,
+    joined,
+    tokens_of,
+    train,
+    train_within,
+    weighted,
+)
+from llamita.tokenizer.vocabulary import well_formed
 from tests.test_tokenizer import SOURCE, TORTURE
 
 PROPERTY = settings(deadline=None, database=None)
@@ -39,7 +52,7 @@ def words_of(texts) -> Counter[bytes]:
     """The plain twin of counting: PATTERN, and slices of words that are too long."""
     found: Counter[bytes] = Counter()
     for text in texts:
-        for word in split_by_pattern(utf8(text).decode()):
+        for word in split_by_pattern(well_formed(text)):
             data = word.encode()
             found.update(data[i : i + MAX_WORD_BYTES] for i in range(0, len(data), MAX_WORD_BYTES))
     return found
@@ -59,14 +72,18 @@ def as_counts(words: Words) -> Counter[bytes]:
 
 
 def counted(texts, folder: Path, *, max_bytes: int = 64 * MIB, workers: int = 2) -> Tally:
-    tally = Tally(folder)
-    tally.add([Text(*text) if isinstance(text, tuple) else Text(text) for text in texts],
-              max_bytes=max_bytes, workers=workers)  # fmt: skip
+    with Tally(folder) as tally:
+        tally.add([Text(*text) if isinstance(text, tuple) else Text(text) for text in texts],
+                  max_bytes=max_bytes, workers=workers)  # fmt: skip
     return tally
 
 
-def gathered(tally: Tally, budget: int = 2**31) -> Words:
-    return gather(tally, np.ones(len(tally.groups), np.int64), budget)[0]
+def gathered(tally: Tally) -> Words:
+    ones = np.ones(len(tally.groups), np.int64)
+    buckets = [bucket for part in in_ranges(tally, 2**31) for bucket in part]
+    assert buckets == list(range(1024))
+    parts = [Table.holding([weighted(run.read(bucket), ones) for run in tally.runs]).words() for bucket in buckets]
+    return joined(parts)
 
 
 def random_texts(seed: int, num: int, alphabet: str = "abcdefgh  \n.,12'\u00e9\u4e2d") -> list[str]:
@@ -148,19 +165,19 @@ def test_spilling_changes_no_count(tmp_path, monkeypatch, workers):
     tally = counted(texts, tmp_path / "w", max_bytes=2**17, workers=workers)
     assert len(tally.runs) > workers + 2
     assert as_counts(gathered(tally)) == words_of(texts)
-    assert tally.num_texts == len(texts) and tally.num_bytes == sum(len(utf8(text)) for text in texts)
+    assert tally.num_texts == len(texts) and tally.num_bytes == sum(len(well_formed(text).encode()) for text in texts)
 
 
 def test_a_table_takes_no_word_it_has_no_room_for():
     table = Table.within(0)
     texts = " ".join(different_words(5000)).encode()
-    data, ends, groups = np.frombuffer(texts, np.uint8), np.array([len(texts)]), np.zeros(1, np.int64)
+    batch = *padded(np.frombuffer(texts, np.uint8)), np.array([len(texts)]), np.zeros(1, np.int64)
     parts, at = [], (0, 0)
-    while (at := table.count(data, ends, groups, at))[0] < 1:
+    while (at := table.count(*batch, at))[0] < 1:
         parts += list(table.buckets())
         assert len(table) == 0
     parts.append(table.words())
-    assert len(parts) > 256
+    assert len(parts) > 1024
     assert as_counts(Table.holding(parts).words()) == words_of([texts.decode()])
 
 
@@ -170,7 +187,9 @@ def test_a_damaged_run_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match="is damaged: remove its folder"):
         gathered(tally)
-    assert Run(path, [[0, 0]] * 256).index[0] == [0, 0]
+    path.unlink()
+    with pytest.raises(ValueError, match="is damaged: remove its folder"):
+        gathered(tally)
 
 
 # ---- merges ----
@@ -266,7 +285,7 @@ def test_order_workers_and_memory_play_no_part(tmp_path, monkeypatch):
     ):
         found = train_within(order, 900, folder=tmp_path / str(number), workers=workers, max_memory=memory_bytes)
         assert found.tokenizer.fingerprint == wanted
-        assert (found.num_texts, found.least_count, found.left_out) == (len(texts), 1, 0.0)
+        assert (found.num_texts, found.least_count, found.left_out) == (len(texts), 0.0, 0.0)
     assert train(texts[:-1], 900).fingerprint != wanted
 
 
@@ -284,14 +303,16 @@ def test_rare_words_are_left_out_when_learning_would_not_fit():
 def test_left_out_words_are_reported(tmp_path):
     texts = random_texts(5, 500)
     tally = counted(texts, tmp_path / "w")
-    everything = gathered(tally)
-    budget = int(memory(len(everything.lengths), len(everything.data)) // 2)
-    words, found = gather(tally, np.ones(1, np.int64), budget)
-    assert memory(len(words.lengths), len(words.data)) <= budget
-    assert found["num_words"] == len(everything.lengths) and found["least_count"] > 1
-    kept = as_counts(words)
-    assert kept == Counter({w: c for w, c in as_counts(everything).items() if c >= found["least_count"]})
-    assert found["left_out"] == pytest.approx(1 - sum(kept.values()) / everything.counts.sum())
+    everything = as_counts(gathered(tally))
+    budget = int(memory(len(everything), sum(map(len, everything))) // 2)
+    learner, found = gather(tally, np.ones(1, np.int64), budget)
+    kept = Counter({word: count for word, count in everything.items() if count >= found["least_count"]})
+    assert found["num_words"] == len(everything) > len(kept) and found["least_count"] > 1
+    assert memory(len(kept), sum(map(len, kept))) <= budget
+    assert found["left_out"] == pytest.approx(1 - sum(kept.values()) / sum(everything.values()))
+    assert learner.learn(300).tolist() == Learner(as_words(kept)).learn(300).tolist()
+    assert gather(tally, np.full(1, 1000), budget)[1]["least_count"] == found["least_count"], "not in thousandths"
+    assert gather(tally, np.ones(1, np.int64), 2**31)[1]["least_count"] == 0
 
 
 def test_weights_count_texts_as_if_repeated(tmp_path):
@@ -305,20 +326,32 @@ def test_weights_count_texts_as_if_repeated(tmp_path):
     sizes = [size * sum(map(len, map(str.encode, part))) for size, part in ((3, code), (0.5, prose), (2, german))]
     shares = [found.shares[names] for names in (("code", ""), ("prose", "en"), ("prose", "de"))]
     assert shares == pytest.approx([size / sum(sizes) for size in sizes])
+    found.tally.remove()
     without = train_within(texts, 600, folder=tmp_path / "w", weights=Weights({"code": 0}))
     assert without.tokenizer.fingerprint == train([t.text for t in texts if t.source != "code"], 600).fingerprint
 
 
-def test_bad_weights_keep_the_counts(tmp_path):
+def test_weights_that_name_nothing_keep_the_counts(tmp_path):
     texts = [Text(text, "code") for text in SOURCE]
-    with pytest.raises(ValueError, match=r"no text has the source 'cod'; there are: 'code'"):
+    with pytest.raises(ValueError, match=r"no text has the source 'cod'; the counts are kept"):
         train_within(texts, 600, folder=tmp_path / "w", weights=Weights({"cod": 2}))
     assert (tmp_path / "w" / "journal.json").is_file()
-    for factor in (-1, float("nan"), 1e9):
-        with pytest.raises(ValueError, match="give one from 0 to 1000"):
+    with pytest.raises(ValueError, match="was counted for weights of other names"):
+        train_within(texts, 600, folder=tmp_path / "w", weights=Weights({"code": 2}))
+    for factor in (-1, float("nan"), 1e9, 1e-6):
+        with pytest.raises(ValueError, match=r"give 0, or one from 0\.01 to 1000"):
             Weights(langs={"de": factor})
-    train_within(texts, 600, folder=tmp_path / "w", weights=Weights({"code": 2}))
-    assert not (tmp_path / "w").exists()
+    with pytest.raises(ValueError, match="too large for so much text"):
+        Weights({"a": 1000}, {"b": 1000}).units({("a", "b"): 0}, 10**11)
+
+
+def test_other_factors_need_no_other_count(tmp_path):
+    texts = [Text(text, "code" if i % 2 else "prose") for i, text in enumerate(random_texts(13, 80))]
+    for factor in (2, 5):
+        found = train_within(iter(texts), 600, folder=tmp_path / "w", weights=Weights({"code": factor}))
+        again = train([t.text for t in texts for _ in range(factor if t.source == "code" else 1)], 600)
+        assert found.tokenizer.fingerprint == again.fingerprint
+    assert set(found.tally.groups) == {("code", ""), ("", "")}
 
 
 def test_too_little_memory_and_too_small_a_vocabulary_are_refused_before_anything_is_written(tmp_path):
@@ -326,7 +359,28 @@ def test_too_little_memory_and_too_small_a_vocabulary_are_refused_before_anythin
         train_within(SOURCE, 600, folder=tmp_path / "w", max_memory=100 * MIB)
     with pytest.raises(ValueError, match="vocab_size 500 is too small"):
         train_within(SOURCE, 500, folder=tmp_path / "w")
+    with pytest.raises(ValueError, match=r"too large.*16,777,216 is the most"):
+        train_within(SOURCE, 10**11, folder=tmp_path / "w")
+    with pytest.raises(ValueError, match="workers is 0: at least one"):
+        train_within(SOURCE, 600, folder=tmp_path / "w", workers=0)
     assert not (tmp_path / "w").exists()
+
+
+def test_a_text_of_many_batches_is_cut_where_words_end(tmp_path, small_batches):
+    texts = ["\n".join(random_texts(14, 60)) + "\n\n  \u3000\n\u2028x\n" * 40, "x" * 9000, "a\n" * 9000, *TORTURE]
+    assert max(len(list(pieces(text.encode()))) for text in texts[:3]) > 3
+    for text in texts:
+        cut = [piece.decode() for piece in pieces(well_formed(text).encode())]
+        assert "".join(cut) == well_formed(text)
+        assert [word for piece in cut for word in split(piece)] == split_by_pattern(well_formed(text))
+    assert as_counts(gathered(counted(texts, tmp_path / "w"))) == words_of(texts)
+
+
+def test_sources_without_number_make_one_group(tmp_path):
+    texts = [Text(f"page {i}", f"https://example.org/{i}") for i in range(11_000)]
+    found = train_within(texts, 513, folder=tmp_path / "w")
+    assert found.tally.groups == {("", ""): 0} and len(found.shares) == 10_001
+    assert sum(found.shares.values()) == pytest.approx(1)
 
 
 # ---- interrupted ----
@@ -366,12 +420,85 @@ def test_counts_of_other_text_are_not_gone_on_with(tmp_path, small_batches, chan
     assert train_within(texts, 600, folder=tmp_path / "w").num_texts == 200
 
 
-def test_a_worker_that_fails_commits_nothing(tmp_path, small_batches, monkeypatch):
-    texts = random_texts(11, 300)
-    monkeypatch.setattr(Run, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")], ids=["ctrl-c", "full"])
+@pytest.mark.parametrize("when", range(1, 12))
+def test_a_failure_in_any_write_loses_and_doubles_nothing(tmp_path, small_batches, monkeypatch, error, when):
+    """In a worker's run, in a commit between two runs of it, or before its journal: the next life counts all once."""
+    monkeypatch.setattr(tally_module, "COMMIT_SECONDS", 0.0)
+    texts = [*random_texts(11, 120), *different_words(6000)]
+    writes, write, replace = itertools.count(1), Run.write, os.replace
+
+    def failing(real):
+        def then(*args):
+            if next(writes) == when:
+                raise error
+            return real(*args)
+
+        return then
+
+    monkeypatch.setattr(Run, "write", failing(write))
+    monkeypatch.setattr(tally_module.os, "replace", failing(replace))
+    with pytest.raises(type(error)):
+        counted(texts, tmp_path / "w")
+    monkeypatch.setattr(Run, "write", write)
+    monkeypatch.setattr(tally_module.os, "replace", replace)
+    assert as_counts(gathered(counted(texts, tmp_path / "w"))) == words_of(texts)
+
+
+def test_a_second_interrupt_while_workers_end_commits_nothing_wrong(tmp_path, small_batches, monkeypatch):
+    texts = random_texts(15, 200)
+    count = Tally._count
+
+    def slowly(self, batch, free):
+        time.sleep(0.05)
+        count(self, batch, free)
+
+    class Impatient(tally_module.ThreadPoolExecutor):
+        def __exit__(self, *_):
+            self.shutdown(wait=False, cancel_futures=True)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Tally, "_count", slowly)
+    monkeypatch.setattr(tally_module, "ThreadPoolExecutor", Impatient)
+    with pytest.raises(KeyboardInterrupt):
+        counted(interrupted_after(texts, 150), tmp_path / "w")
+    monkeypatch.undo()
+    time.sleep(0.5)
+    assert as_counts(gathered(counted(texts, tmp_path / "w"))) == words_of(texts)
+
+
+def test_a_full_disk_is_noticed(tmp_path):
+    """/dev/full takes nothing, and numpy's tofile would not say so."""
+    table = Table.within(2**16)
+    batch = *padded(np.frombuffer(b"some words", np.uint8)), np.array([10]), np.zeros(1, np.int64)
+    table.count(*batch, (0, 0))
     with pytest.raises(OSError, match="No space left"):
-        train_within([*texts, *different_words(20_000)], 600, folder=tmp_path / "w")
-    assert not (tmp_path / "w" / "journal.json").exists()
+        Run.write(Path("/dev/full"), table)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "run-notes.txt").write_text("precious")
+    with pytest.raises(ValueError, match="holds no counts of llamita's"):
+        train_within(SOURCE, 600, folder=tmp_path)
+    assert (tmp_path / "run-notes.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "journal", ["", "{}", "[]", '{"version": 1, "names": [[], []], "texts": 0, "digest": "", "runs": [7]}']
+)
+def test_a_damaged_journal_is_refused(tmp_path, journal):
+    counted(SOURCE, tmp_path / "w")
+    (tmp_path / "w" / "journal.json").write_text(journal)
+    with pytest.raises(ValueError, match="is damaged: remove it to count anew"):
+        Tally(tmp_path / "w")
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path):
+    with Tally(tmp_path / "w"), pytest.raises(ValueError, match="another training is counting into"):
+        Tally(tmp_path / "w")
+    with Tally(tmp_path / "w") as second:
+        second.remove()
+    assert not (tmp_path / "w").exists()
 
 
 KILLED = """

@@ -29,6 +29,11 @@ VERBS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
+# What is wrong with a place on the disk is the user's to mend; any other OSError is a bug and shows its traceback.
+PLACES = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR,
+    errno.EISDIR, errno.ENOENT, errno.ENAMETOOLONG,
+}  # fmt: skip
 RULE = set("─-╭╮╰╯+")
 
 
@@ -87,9 +92,11 @@ def run_verb(verb: str, words: list[str]) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run a verb; 0 on success, 2 on bad input with one line that says what to do, 130 when interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
+    group = words[0] if words and any(verb.startswith(f"{words[0]} ") for verb in VERBS) else ""
     try:
-        if not words or words[0] in ("-h", "--help"):
-            lines = [f"  {verb:18}{(function.__doc__ or '').splitlines()[0]}" for verb, function in VERBS.items()]
+        if all(word in ("-h", "--help") for word in words) or words in ([group], [group, "-h"], [group, "--help"]):
+            told = [(verb, function) for verb, function in VERBS.items() if verb.startswith(group)]
+            lines = [f"  {verb:18}{(function.__doc__ or '').splitlines()[0]}" for verb, function in told]
             print("usage: llamita VERB ... (llamita VERB --help tells more)\n\n" + "\n".join(lines))
             return 0
         verb, rest = find_verb(words)
@@ -104,14 +111,12 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if error.errno not in PLACES:
             raise
-        print(
-            f"llamita: {error.strerror}: {error.filename or 'the disk'}; nothing half-written is left",
-            file=sys.stderr,
-        )
+        print(f"llamita: {error.strerror}: {error.filename or 'the disk'}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("llamita: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        goes_on = " ".join(words[:2]).startswith(("demo", "train", "sft", "tokenizer train"))
+        print("llamita: stopped" + "; the same command goes on from what was saved" * goes_on, file=sys.stderr)
         return 130
     return 0

@@ -9,13 +9,21 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
+SIZES = (4096, 8192, 16_384, 32_768, 49_152, 65_536, 128_256)
 Folder = Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
+
+
+def named(paths: tuple[Path, ...], what: str) -> tuple[Path, ...]:
+    """The paths. ValueError when none is given."""
+    if not paths:
+        raise ValueError(f"name files or folders of {what}")
+    return paths
 
 
 def train(
     paths: Positional[tuple[Path, ...]], out: Folder, vocab_size: int = 32_768, max_memory: int = 2048,
     workers: int | None = None, source_weights: dict[str, float] = {}, lang_weights: dict[str, float] = {},  # noqa: B006
-    chat_format: str = "llama3",
+    chat_format: Literal["llama3", "llama3.1"] = "llama3",
 ) -> None:  # fmt: skip
     """Train a byte-level BPE in Llama 3's format on text of any length, in bounded memory.
 
@@ -34,7 +42,7 @@ def train(
     from llamita.tokenizer.train import Weights
 
     found = vocabularies.train(
-        documents(paths), vocab_size, out, max_memory=max_memory * 2**20, workers=workers,
+        documents(named(paths, "text")), vocab_size, out, max_memory=max_memory * 2**20, workers=workers,
         weights=Weights(source_weights, lang_weights), chat_format=chat_format,
     )  # fmt: skip
     for (source, lang), share in sorted(found.shares.items(), key=lambda item: -item[1])[:20]:
@@ -59,9 +67,12 @@ def compare(
 
     from llamita.data.read import documents
     from llamita.recipes import vocabularies as stage
-    from llamita.tokenizer.compare import plot as draw
+    from llamita.tokenizer.plot import check
+    from llamita.tokenizer.plot import plot as draw
 
-    found = stage.compare(vocabularies, documents(text))
+    if plot:
+        check(plot)
+    found = stage.compare(named(vocabularies, "vocabularies"), documents(text))
     if as_json:
         print(json.dumps(found.to_dict()))
     else:
@@ -74,7 +85,7 @@ def compare(
 
 def advise(
     text: tuple[Path, ...], shape: str = "100m", flops: float | None = None,
-    sizes: tuple[int, ...] = (4096, 8192, 16_384, 32_768, 49_152, 65_536, 128_256), max_memory: int = 2048,
+    sizes: tuple[int, ...] = SIZES, max_memory: int = 2048,
     as_json: Annotated[bool, tyro.conf.arg(name="json")] = False,
 ) -> None:  # fmt: skip
     """Which vocabulary size a model should have: parameters, cost, memory and predicted loss at equal compute.
@@ -118,15 +129,19 @@ def view(
     from llamita.recipes import vocabularies as stage
     from llamita.tokenizer import view as room
 
-    named = dict(stage.named(vocabularies))
+    if html and (html.is_dir() or not html.parent.is_dir()):
+        raise ValueError(f"{html}: no place for a file; give one in a folder that is there")
+    if not text and sys.stdin.isatty():
+        raise ValueError("no text: give --text, or pipe it in")
+    opened = dict(stage.named(named(vocabularies, "vocabularies")))
     text = text or sys.stdin.read()
     chosen: Literal["text", "allow"] = "allow" if specials else "text"
     if html:
-        html.write_text(room.page(named, text, specials=chosen), encoding="utf-8")
+        html.write_text(room.page(opened, text, specials=chosen), encoding="utf-8")
         print(html)
         return
     console = Console(highlight=False)
-    for name, vocabulary in named.items():
-        if len(named) > 1:
+    for name, vocabulary in opened.items():
+        if len(opened) > 1:
             console.print(name, style="bold", markup=False)
         room.show(vocabulary, text, console, ids=ids, specials=chosen)

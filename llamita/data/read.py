@@ -243,6 +243,11 @@ def from_rows(rows: Iterable[dict], name: str, source: str) -> Iterator[Document
         yield Document(
             (text or "").removeprefix("\ufeff"),
             str(named) if isinstance(named, str | int) else f"{name}:{number}",
-            origin if isinstance(origin, str) else source,
-            lang if isinstance(lang, str) else "",
+            printable(origin) if isinstance(origin, str) else source,
+            printable(lang) if isinstance(lang, str) else "",
         )
+
+
+def printable(name: str) -> str:
+    """A name as it may go to a terminal or a file: what does not print (surrogates too) becomes a question mark."""
+    return "".join(char if char.isprintable() else "?" for char in name)

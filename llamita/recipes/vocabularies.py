@@ -1,9 +1,10 @@
 """The stages of a vocabulary: train one, compare several, advise on a size. No torch is imported."""
 
+import hashlib
+import heapq
 import sys
 import tempfile
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,9 @@ from llamita.plan import vocabulary
 from llamita.tokenizer import Tokenizer, emit
 from llamita.tokenizer.compare import Comparison
 from llamita.tokenizer.compare import compare as measure
-from llamita.tokenizer.llama3 import NUM_SPECIALS
+from llamita.tokenizer.llama3 import FILE_NAME, NUM_SPECIALS
 from llamita.tokenizer.tally import Text
-from llamita.tokenizer.train import MEMORY, SMALLEST, Trained, Weights, train_within
+from llamita.tokenizer.train import LARGEST, MEMORY, SMALLEST, Trained, Weights, train_within
 from llamita.tokenizer.vocabulary import Vocabulary, open_vocabulary
 
 GGUF_NAME = "tokenizer.gguf"
@@ -29,25 +30,23 @@ def texts(docs: Iterable[Document]) -> Iterator[Text]:
     return (Text(doc.text, doc.source, doc.lang) for doc in docs)
 
 
-class TrainingProgress:
-    """A line of progress with the time that is left, from the share of the files read and of the merges made."""
+def progress(docs: Iterable[Document], num_merges: int) -> Callable[[str, int], None]:
+    """What `train_within` reports, as a line with the time that is left: by share of the files, then of the merges."""
+    stages: dict[str, log.Eta] = {}
 
-    def __init__(self, docs: Iterable[Document], num_merges: int):
-        self.docs, self.num_merges = docs, num_merges
-        self.line = log.Progress(interval=1)
-        self.stage, self.begun, self.said = "", 0.0, 0.0
+    def tell(stage: str, done: int) -> None:
+        if stage not in stages:
+            for before in stages.values():
+                before.end()
+            stages[stage] = log.Eta()
+        if stage == "count":
+            stages[stage].update(getattr(docs, "share_read", 0.0), f"tokenizer: {done / 1e6:,.1f} MB of words counted")
+        else:
+            stages[stage].update(done / (num_merges or 1), f"tokenizer: {done:,} of {num_merges:,} merges learned")
+            if done == num_merges:
+                stages[stage].end()
 
-    def __call__(self, stage: str, done: int) -> None:
-        now = time.monotonic()
-        if stage != self.stage:
-            self.stage, self.begun, self.said = stage, now, now
-        share = (done / self.num_merges if stage == "learn" else getattr(self.docs, "share_read", 0.0)) or 0.0
-        if now - self.said < (0.2 if self.line.live else 5.0):
-            return
-        self.said, spent = now, now - self.begun
-        left = f"  {log.duration(spent * (1 - share) / share)} left" if share else ""
-        what = f"words: {done / 1e6:,.1f} MB read" if stage == "count" else f"merges: {done:,} of {self.num_merges:,}"
-        self.line.update(0, f"tokenizer: {what}{left}")
+    return tell
 
 
 def train(
@@ -63,24 +62,29 @@ def train(
     """Train a byte-level BPE with Llama 3's split and write its folder, with a GGUF of the vocabulary.
 
     Words are counted into a hidden folder beside `out`, from which the same call goes on when it was stopped.
+    ValueError where `out` cannot be a tokenizer folder, before anything is read.
     """
-    Tokenizer([bytes([byte]) for byte in range(256)], chat_format)
-    work = out.resolve().with_name(f".{out.resolve().name}.words")
+    out = out.resolve()
+    if not out.name or (out.exists() and not (out / FILE_NAME).is_file() and (not out.is_dir() or any(out.iterdir()))):
+        raise ValueError(f"{out} is there and holds no {FILE_NAME}: give an empty or a new folder as --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    eta = progress(docs, vocab_size - SMALLEST)
     found = train_within(
-        texts(docs), vocab_size, folder=work, max_memory=max_memory, workers=workers, weights=weights,
-        on_progress=TrainingProgress(docs, vocab_size - SMALLEST),
+        texts(docs), vocab_size, folder=out.with_name(f".{out.name}.words"), max_memory=max_memory, workers=workers,
+        weights=weights, on_progress=eta,
     )  # fmt: skip
     if isinstance(docs, Reader) and docs.skipped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in docs.skipped.items())
         log.say(f"tokenizer: left out {docs.skipped.total()} files or rows: {reasons}")
     if found.left_out:
         log.say(
-            f"tokenizer: words seen less than {found.least_count} times were left out to stay within "
+            f"tokenizer: words seen less than {found.least_count:g} times were left out to stay within "
             f"{max_memory >> 20} MiB, {found.left_out:.2%} of the text"
         )
     found.tokenizer.chat_format = chat_format
     found.tokenizer.save(out)
     emit.write_gguf(found.tokenizer, out / GGUF_NAME)
+    found.tally.remove()
     return found
 
 
@@ -132,42 +136,46 @@ def compare(paths: Iterable[Path], docs: Iterable[Document]) -> Comparison:
 
 def _told(docs: Iterable[Document]) -> Iterator[Text]:
     """The texts, with a line of progress."""
-    line, begun = log.Progress(interval=1), time.monotonic()
-    said = begun
-    for text in texts(docs):
+    eta = log.Eta()
+    for number, text in enumerate(texts(docs)):
         yield text
-        now, share = time.monotonic(), getattr(docs, "share_read", 0.0)
-        if now - said > (0.2 if line.live else 5.0) and share:
-            left = log.duration((now - begun) * (1 - share) / share)
-            line.update(0, f"compare: {share:.0%} of the text  {left} left")
-            said = now
+        eta.update(getattr(docs, "share_read", 0.0), f"compare: {number + 1:,} documents")
+    eta.end()
 
 
-SIZES = (4096, 8192, 16_384, 32_768, 49_152, 65_536, 128_256)
 HELDOUT_EVERY, HELDOUT_BYTES = 20, 32 * 2**20
 
 
 class HeldOut:
-    """Passes texts on but for every twentieth, which it keeps until it has HELDOUT_BYTES."""
+    """Passes texts on but for every twentieth: of those it keeps HELDOUT_BYTES, from all over the stream alike."""
 
     def __init__(self, docs: Iterable[Document]):
-        self.docs, self.kept, self.num_bytes = docs, list[str](), 0
+        self.docs, self.num_bytes = docs, 0
+        self._kept: list[tuple[int, str]] = []  # a heap by keyed hash, so that the first to go is any
 
     def __iter__(self) -> Iterator[Text]:
         for number, text in enumerate(texts(self.docs)):
-            if number % HELDOUT_EVERY == HELDOUT_EVERY - 1 and self.num_bytes < HELDOUT_BYTES:
-                self.kept.append(text.text)
-                self.num_bytes += len(text.text.encode())
-            else:
+            if number % HELDOUT_EVERY != HELDOUT_EVERY - 1:
                 yield text
+                continue
+            data = text.text.encode()
+            digest = hashlib.blake2b(data, digest_size=8, key=b"held out")
+            heapq.heappush(self._kept, (int.from_bytes(digest.digest()), text.text))
+            self.num_bytes += len(data)
+            while self.num_bytes > HELDOUT_BYTES and len(self._kept) > 1:
+                self.num_bytes -= len(heapq.heappop(self._kept)[1].encode())
+
+    @property
+    def kept(self) -> list[str]:
+        return [text for _, text in self._kept]
 
 
 def advise(
     docs: Iterable[Document],
     shape: Shape,
     *,
+    sizes: Iterable[int],
     flops: float | None = None,
-    sizes: Iterable[int] = SIZES,
     max_memory: int = MEMORY,
 ) -> vocabulary.Advice:
     """Train one vocabulary of the largest size on `docs`, measure its beginnings on held-out texts, and compare.
@@ -176,11 +184,15 @@ def advise(
     20 tokens a parameter. Sizes that the text does not reach are left out. ValueError for too little text.
     """
     sizes = sorted(set(sizes))
+    if not sizes or sizes[0] < SMALLEST or sizes[-1] > LARGEST:
+        raise ValueError(f"give sizes from {SMALLEST} to {LARGEST:,}, not {sizes}")
+    if flops is not None and not 0 < flops < 1e40:
+        raise ValueError(f"flops is {flops}: give the FLOPs of the whole training, as 1e20")
     held = HeldOut(docs)
     with tempfile.TemporaryDirectory() as folder:
         found = train_within(
             held, sizes[-1], folder=Path(folder) / "words", max_memory=max_memory, allow_fewer=True,
-            on_progress=TrainingProgress(docs, sizes[-1] - SMALLEST),
+            on_progress=progress(docs, sizes[-1] - SMALLEST),
         )  # fmt: skip
     if not held.kept:
         raise ValueError(f"the text has {found.num_texts} documents: give at least {HELDOUT_EVERY}, to hold one out")

@@ -197,10 +197,20 @@ class Bulk:
         if self.why:
             parts = [_by_tiktoken(self.tokenizer, part) for part in _slices(texts, SLOW_SLICE)]
         else:
-            parts = [self._encode(part) for part in _slices(texts, FAST_SLICE)]
+            parts = [self._encode_or_not(part) for part in _slices(texts, FAST_SLICE)]
         if len(parts) == 1:
             return parts[0]
         return np.concatenate([ids for ids, _ in parts]), np.concatenate([lengths for _, lengths in parts])
+
+    def _encode_or_not(self, texts: list[str]) -> Rows:
+        """By gigatoken; by tiktoken what it fails at."""
+        try:
+            return self._encode(texts)
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException:  # a panic in Rust is no Exception, and no text may end a run of hours
+            self._renew()
+            return _by_tiktoken(self.tokenizer, texts)
 
     def _encode(self, texts: list[str]) -> Rows:
         before = _resident()

@@ -5,7 +5,6 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,14 +13,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from llamita.tokenizer.count import MAX_GROUPS
-from llamita.tokenizer.tally import Text, utf8
-from llamita.tokenizer.vocabulary import Vocabulary
+from llamita.tokenizer.tally import Text
+from llamita.tokenizer.vocabulary import Vocabulary, well_formed
 
 BATCH_BYTES, BATCH_TEXTS = 4 * 2**20, 2**14
 PART_CHARS = 2**20  # libraries take up to a hundred bytes of memory for a byte of one text, and one core
 MAX_IDS = 2**24  # a tokenizer.json may give a token any 32-bit id; no vocabulary of 64 MiB needs so many
 LONGEST_RUN = 20  # where runs of non-space have more characters on average, they are no words
-TABLE_ROWS, TABLE_VOCABULARIES, PLOT_ROWS = 40, 4, 100
+TABLE_ROWS, TABLE_VOCABULARIES = 40, 4
 
 # Where each stretch of scripts without spaces begins and ends: Thai to Myanmar, Khmer, kana, Han, Han of planes 2, 3
 _EDGES = np.array([0xE00, 0x10A0, 0x1780, 0x1800, 0x3040, 0x3100, 0x3400, 0xA000, 0x20000, 0x40000], np.uint32)
@@ -29,7 +28,6 @@ _SEAM = re.compile(r"(?s:.*)\n(?=\S)|(?s:.*)\s(?=\S)")  # up to the last beginni
 _BYTES, _WORDS, _IN_WORDS, _UNSPACED, _TEXT_COLUMNS, _COLUMNS = 1, 3, 4, 5, 6, 3  # of a cell, see below
 Named = Mapping[str, Vocabulary] | Iterable[tuple[str, Vocabulary]]
 _Cells = Mapping[tuple[str, str], np.ndarray]  # by source and language
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#8c510a")
 
 
 @dataclass(frozen=True)
@@ -175,7 +173,7 @@ def _cut(text: str) -> Iterator[str]:
 def _batches(texts: Iterable[Text]) -> Iterator[list[_Part]]:
     batch, size = list[_Part](), 0
     for number, (text, source, lang) in enumerate(texts):
-        for i, part in enumerate(_cut(utf8(text).decode())):
+        for i, part in enumerate(_cut(well_formed(text))):
             batch.append(_Part(part, source, lang, number, i == 0))
             size += len(part.encode())
             if size >= BATCH_BYTES or len(batch) >= BATCH_TEXTS:
@@ -307,44 +305,3 @@ def _group(sums: np.ndarray, names: Sequence[str]) -> Group:
 
 def _ratio(over: int, under: int) -> float | None:
     return float(over / under) if under else None
-
-
-def plot(comparison: Comparison, path: str | Path) -> None:
-    """Draw bytes per token by language, the best of the first vocabulary on top, into a .png, .svg or .pdf file.
-
-    At most the PLOT_ROWS languages with the most text. ValueError for another suffix or without matplotlib.
-    """
-    path = Path(path)
-    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"{path}: no kind of plot; give a name that ends in .png, .svg or .pdf")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("matplotlib is not installed; run: pip install 'llamita[plot]'") from None
-    shown = list(comparison.languages.items())[:PLOT_ROWS] if len(comparison.languages) > 1 else []
-    rows = sorted(((_dots(group), lang or "?") for lang, group in shown), reverse=True)
-    values = np.array([_dots(comparison.overall), *(dots for dots, _ in rows)])
-    y = np.array([0.0, *(1.6 + i for i in range(len(rows)))])
-    figure = Figure(figsize=(8, 1.8 + 0.2 * y[-1]), layout="constrained")
-    axes = figure.subplots()
-    axes.hlines(y, values.min(axis=1), values.max(axis=1), color="#d0d0d0", linewidth=2, zorder=1)
-    for i, name in enumerate(comparison.vocabularies):
-        label = f" {name}  {values[0, i]:.2f}".replace("$", r"\$")  # with the space, as "_..." would be left out
-        colour, marker = _COLOURS[i % len(_COLOURS)], "oDs^"[i // len(_COLOURS) % 4]
-        size = 30 if i else 75  # so that the rim of the first is seen behind an equal one
-        axes.scatter(values[:, i], y, size, color=colour, marker=marker, linewidth=0, zorder=2, label=label)
-    # 1 is the floor: every byte a token
-    axes.set(xlim=(min(0.9, values.min() - 0.1), values.max() + 0.1), ylim=(y[-1] + 0.8, -0.8), axisbelow=True)
-    axes.set_yticks(y, ["overall", *(lang for _, lang in rows)], parse_math=False)
-    axes.get_yticklabels()[0].set_fontweight("bold")
-    axes.grid(color="#ececec", linewidth=0.8)
-    axes.tick_params(length=0, labelsize=9, labeltop=True)
-    axes.spines[:].set_visible(False)
-    title = "Bytes per token" + f", {PLOT_ROWS} largest languages" * (len(comparison.languages) > PLOT_ROWS)
-    legend = figure.legend(loc="outside upper left", ncols=3, frameon=False, title=title, alignment="left")
-    legend.get_title().set(weight="bold", size=12)
-    figure.savefig(path, dpi=150)
-
-
-def _dots(group: Group) -> list[float]:
-    return [cost.bytes_per_token or 0.0 for cost in group.vocabularies.values()]

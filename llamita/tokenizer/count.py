@@ -5,6 +5,7 @@ can be chosen after counting. A full table goes to disk as a run, sorted into BU
 of all runs at a time is added up. Counts are exact, so they depend neither on order nor on workers nor on memory.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,7 @@ from numba import njit
 from llamita.tokenizer.split import classes, word_end
 
 MAX_WORD_BYTES = 1024  # longer words count as slices of that length, so that no word can fill a table
-BUCKETS = 256
+BUCKETS = 1024  # one of them, of all runs, is in memory at a time
 MAX_GROUPS = 2**16
 _INLINE = 16  # words of up to so many bytes stand in their row, the others in the arena
 _ROW_BYTES, _ARENA_BYTES = 32, 4  # arena a row may take on average
@@ -143,7 +144,7 @@ def _merge(data, eights, lengths, groups, counts, rows, arena, used):
 @njit(nogil=True, cache=True)
 def _order(rows, num):
     """The taken rows in order of their bucket, (num,), and where each bucket begins among them, (BUCKETS + 1,)."""
-    begins, buckets, taken = np.zeros(BUCKETS + 1, np.int64), np.empty(num, np.uint8), np.empty(num, np.uint32)
+    begins, buckets, taken = np.zeros(BUCKETS + 1, np.int64), np.empty(num, np.uint16), np.empty(num, np.uint32)
     found = 0
     for row in range(len(rows)):
         label = rows[row, 2]
@@ -204,18 +205,22 @@ class Table:
         num, num_bytes = sum(len(words.lengths) for words in parts), sum(len(words.data) for words in parts)
         table = cls(num * _LEAST // _MOST + 2, num_bytes)
         for words in parts:
-            assert table.merge(words)
+            has_room = table.merge(words)
+            assert has_room
         return table
 
     def __len__(self) -> int:
         return int(self._used[0])
 
-    def count(self, data: np.ndarray, ends: np.ndarray, groups: np.ndarray, at: tuple[int, int]) -> tuple[int, int]:
+    def count(
+        self, data: np.ndarray, eights: np.ndarray, ends: np.ndarray, groups: np.ndarray, at: tuple[int, int]
+    ) -> tuple[int, int]:
         """Count the words of documents from (document, byte) `at` on; where it stopped for want of room, or the end.
 
-        `data` (N,) uint8 has the documents' UTF-8 one after another; `ends` and `groups` are (documents,) int64.
+        `data` and `eights` are what `padded` makes of the documents' UTF-8, one after another; `ends` and `groups` are
+        (documents,) int64.
         """
-        return _count(*padded(data), ends, groups, classes(), self._rows, self._arena, self._used, *at)
+        return _count(data, eights, ends, groups, classes(), self._rows, self._arena, self._used, *at)
 
     def merge(self, words: Words) -> bool:
         """Add counted words; False, with some of them added, for want of room."""
@@ -244,25 +249,26 @@ class Run:
 
     def __init__(self, path: Path, index: Sequence[Sequence[int]]):
         self.path, self.index = path, index
-        sizes = [12 * words + num_bytes for words, num_bytes in index]
-        self._begins = np.cumsum([0, *sizes]).tolist()
+        self._begins = np.cumsum([0, *(12 * words + num_bytes for words, num_bytes in index)]).tolist()
 
     @classmethod
     def write(cls, path: Path, table: Table) -> "Run":
-        """Empty a table into a file."""
+        """Empty a table into a file. OSError when there is no room for it."""
         index = []
         with path.open("wb") as file:
             for words in table.buckets():
                 for part in (words.lengths, words.groups, words.counts, words.data):
-                    part.tofile(file)
+                    file.write(part.data)  # not tofile, which passes over a full disk
                 index.append([len(words.lengths), len(words.data)])
+            file.flush()
+            os.fsync(file.fileno())
         return cls(path, index)
 
     def read(self, bucket: int) -> Words:
         """One bucket's words. ValueError when the file is not as long as the index says."""
         num, num_bytes = self.index[bucket]
-        if self.path.stat().st_size != self._begins[-1]:
-            raise ValueError(f"{self.path} is damaged: remove its folder and count anew")
+        if not self.path.is_file() or self.path.stat().st_size != self._begins[-1]:
+            raise ValueError(f"{self.path} is damaged: remove its folder to count anew")
         with self.path.open("rb") as file:
             file.seek(self._begins[bucket])
             lengths, groups = np.fromfile(file, np.uint16, num), np.fromfile(file, np.uint16, num)

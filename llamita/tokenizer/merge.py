@@ -202,9 +202,18 @@ def _compact(symbols_S, words_W):
 STEP = 500  # merges between two looks at the clock
 
 
+# Symbols, so that places in lists, half as many again, stay within int32.
+MAX_SYMBOLS = 2**30
+
+
 def memory(num_words: np.ndarray, num_bytes: np.ndarray) -> np.ndarray:
-    """Bytes that learning takes at most for words of so many bytes in all: see LOG.md for what was measured."""
-    return WORD.itemsize * num_words + (4 + ENTRY.itemsize * 3 // 2 + 10) * num_bytes
+    """Bytes that learning takes for words of so many bytes in all; twice as much for words of random bytes.
+
+    A symbol, room for one and a half entries of lists, and a share of the pairs: a table of 2.66 million words of text
+    with 26 million bytes took 23 bytes a byte (LOG.md).
+    """
+    size = WORD.itemsize * num_words + (4 + ENTRY.itemsize * 3 // 2 + 14) * num_bytes
+    return np.where(num_bytes > MAX_SYMBOLS, np.inf, size)
 
 
 class Learner:
@@ -222,6 +231,7 @@ class Learner:
 
     def learn(self, num: int, on_progress: Callable[[int], None] = lambda made: None) -> np.ndarray:
         """(at most num, 2) int64: the ids that each merge joins; fewer than `num` when no pair is left."""
+        num = min(num, len(self._symbols_S))
         merges, made, state = np.zeros((num, 2), np.int64), 0, DONE
         arrays = self._built()
         while state != EXHAUSTED and made < num:
@@ -245,5 +255,6 @@ class Learner:
             if done and (begun == _FREE or _round(begun, token, *work, heap_P, self._used)):
                 _heapify(heap_P, pairs_P, self._used)
                 return *work, heap_P
+            del pairs_P, heap_P, work
             if not done:
                 self._room *= 2

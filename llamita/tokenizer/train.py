@@ -6,9 +6,8 @@ alone, neither on its order nor on the number of workers; on the memory only whe
 """
 
 import os
-import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +19,9 @@ from llamita.tokenizer.merge import Learner, memory
 from llamita.tokenizer.tally import Tally, Text
 
 MEMORY, LEAST_MEMORY = 2**31, 2**29
-OWN_MEMORY = 320 * 2**20  # Python with numpy and numba, and the text in flight (measured: LOG.md)
+OWN_MEMORY = 320 * 2**20  # Python with numpy and numba, which are 240 MiB before any table
+WORKER_MEMORY = 32 * 2**20  # batches on their way to a worker, and its smallest table
+LARGEST = 2**24  # entries; no use is known for more, and what is asked for is set aside beforehand
 WEIGHT_UNIT = 1000  # weighted counts are whole thousandths, so that sums do not depend on their order
 
 SMALLEST = 256 + NUM_SPECIALS
@@ -37,22 +38,29 @@ class Weights:
 
     def __post_init__(self) -> None:
         for name, factor in (*self.sources.items(), *self.langs.items()):
-            if not 0 <= factor <= 1000:
-                raise ValueError(f"the weight of {name!r} is {factor}; give one from 0 to 1000")
+            if not (factor == 0 or 0.01 <= factor <= 1000):
+                raise ValueError(f"the weight of {name!r} is {factor}; give 0, or one from 0.01 to 1000")
 
-    def of_groups(self, groups: Mapping[tuple[str, str], list[int]]) -> np.ndarray:
-        """(groups,) int64 in units of 1/WEIGHT_UNIT, or ones if nothing is weighted. ValueError: an unknown name."""
+    def of(self, source: str, lang: str) -> float:
+        return self.sources.get(source, 1) * self.langs.get(lang, 1)
+
+    def units(self, groups: Mapping[tuple[str, str], int], num_bytes: int) -> np.ndarray:
+        """(groups,) int64: factors in units of 1/WEIGHT_UNIT, or ones if nothing is weighted.
+
+        ValueError for a name that no text has, and for factors that would overflow the counts of `num_bytes` of text.
+        """
         if not (self.sources or self.langs):
             return np.ones(len(groups), np.int64)
         for kind, given, known in (
-            ("source", self.sources, sorted({source for source, _ in groups})),
-            ("language", self.langs, sorted({lang for _, lang in groups})),
+            ("source", self.sources, {source for source, _ in groups}),
+            ("language", self.langs, {lang for _, lang in groups}),
         ):
-            for name in given:
-                if name not in known:
-                    raise ValueError(f"no text has the {kind} {name!r}; there are: {', '.join(map(repr, known))}")
-        factors = [self.sources.get(source, 1) * self.langs.get(lang, 1) for source, lang in groups]
-        return np.array([round(factor * WEIGHT_UNIT) for factor in factors], np.int64)
+            if missing := sorted(set(given) - known):
+                raise ValueError(f"no text has the {kind} {missing[0]!r}; the counts are kept for another try")
+        factors = [round(self.of(source, lang) * WEIGHT_UNIT) for source, lang in groups]
+        if max(factors) * num_bytes >= 2**62:
+            raise ValueError("the weights are too large for so much text: make them smaller, all by one factor")
+        return np.array(factors, np.int64)
 
 
 @dataclass(frozen=True)
@@ -63,12 +71,14 @@ class Trained:
     num_texts: int
     num_bytes: int
     num_words: int
-    """Different words (and groups) counted."""
-    least_count: int
-    """Words seen less often than this were left out for want of memory; 1 if none was."""
+    """Different words."""
+    least_count: float
+    """Words with a smaller (weighted) count were left out for want of memory; 0 if none was."""
     left_out: float
     """Their share of all words of the text."""
     shares: dict[tuple[str, str], float]
+    tally: Tally
+    """The counts, to be removed when the tokenizer is safe."""
 
 
 def train(texts: Iterable[str | Text], vocab_size: int) -> Tokenizer:
@@ -91,39 +101,41 @@ def train_within(
     allow_fewer: bool = False,
     on_progress: Progress = lambda stage, done: None,
 ) -> Trained:
-    """`train` with words counted into `folder`, which goes once the merges are learned, and at most `max_memory` bytes.
+    """`train` with words counted into `folder`, and in about `max_memory` bytes.
 
-    The same call goes on where one that was stopped or killed left `folder`. `on_progress` is given "count" with the
-    bytes so far, then "learn" with the merges so far. One text is held whole, on top of `max_memory`. A text that gives
-    too few merges is a ValueError unless `allow_fewer`; the counts are kept then.
+    The same call goes on where one that was stopped or killed left `folder`; `.tally.remove()` of the result removes
+    it. `on_progress` is given "count" with the bytes so far, then "learn" with the merges so far. A single text takes
+    about four times its size on top. A text that gives too few merges is a ValueError unless `allow_fewer`.
     """
-    if vocab_size < SMALLEST:
-        raise ValueError(f"vocab_size {vocab_size} is too small: bytes and specials alone need {SMALLEST}")
+    if not SMALLEST <= vocab_size <= LARGEST:
+        raise ValueError(
+            f"vocab_size {vocab_size} is too {'small' if vocab_size < SMALLEST else 'large'}: bytes and specials alone "
+            f"need {SMALLEST}, and {LARGEST:,} is the most"
+        )
     if max_memory < LEAST_MEMORY:
-        raise ValueError(
-            f"max_memory {max_memory / 2**20:.0f} MiB is too little: {LEAST_MEMORY >> 20} MiB is the least"
-        )
-    budget = max_memory - OWN_MEMORY
-    tally = Tally(folder)
-    tally.add(
-        (text if isinstance(text, Text) else Text(text) for text in texts),
-        max_bytes=budget, workers=workers or os.cpu_count() or 1,
-        on_progress=lambda num_bytes: on_progress("count", num_bytes),
-    )  # fmt: skip
-    factors = (weights or Weights()).of_groups(tally.groups)
-    words, found = gather(tally, factors, budget)
-    merges = Learner(words).learn(vocab_size - SMALLEST, lambda made: on_progress("learn", made))
+        raise ValueError(f"max_memory {max_memory >> 20} MiB is too little: {LEAST_MEMORY >> 20} MiB is the least")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers is {workers}: at least one must count")
+    weights = weights or Weights()
+    workers = min(workers or len(os.sched_getaffinity(0)), (max_memory - OWN_MEMORY) // (2 * WORKER_MEMORY))
+    budget = max_memory - OWN_MEMORY - workers * WORKER_MEMORY
+    with Tally(folder, weights.sources, weights.langs) as tally:
+        tally.add(
+            (text if isinstance(text, Text) else Text(text) for text in texts), max_bytes=budget, workers=workers,
+            on_progress=lambda num_bytes: on_progress("count", num_bytes),
+        )  # fmt: skip
+        learner, found = gather(tally, weights.units(tally.groups, tally.num_bytes), budget)
+    merges = learner.learn(vocab_size - SMALLEST, lambda made: on_progress("learn", made))
     if len(merges) < vocab_size - SMALLEST and not allow_fewer:
+        more = "a larger max_memory" if found["left_out"] else f"more text (its counts so far are in {folder})"
         raise ValueError(
-            f"the text gives only {len(merges)} of the {vocab_size - SMALLEST} merges that vocab_size "
-            f"{vocab_size} needs; give more text, or a vocab_size of at most {len(merges) + SMALLEST}"
+            f"the text gives only {len(merges)} of the {vocab_size - SMALLEST} merges that vocab_size {vocab_size} "
+            f"needs; give {more}, or a vocab_size of at most {len(merges) + SMALLEST}"
         )
-    shutil.rmtree(folder, ignore_errors=True)  # without any text it was never made
-    weighted = {names: size * factors[number] for names, (number, size) in tally.groups.items()}
-    total = sum(weighted.values()) or 1
+    sizes = {names: size * weights.of(*names) for names, size in tally.shares.items()}
     return Trained(
         Tokenizer(tokens_of(merges)), tally.num_texts, tally.num_bytes, **found,
-        shares={names: float(size / total) for names, size in weighted.items()},
+        shares={names: size / (sum(sizes.values()) or 1) for names, size in sizes.items()}, tally=tally,
     )  # fmt: skip
 
 
@@ -135,31 +147,51 @@ def tokens_of(merges: np.ndarray) -> list[bytes]:
     return tokens
 
 
-def gather(tally: Tally, factors: np.ndarray, budget: int) -> tuple[Words, dict]:
-    """All words with their weighted counts, the rarest left out while learning from them would take over `budget`."""
+def gather(tally: Tally, units: np.ndarray, budget: int) -> tuple[Learner, dict]:
+    """All words with their weighted counts, the rarest left out where learning from them would take over `budget`."""
     kept: list[Words] = []
+    sizes = np.zeros(2, np.int64)
     least, num_words, total = 1, 0, 0
-    for bucket in range(BUCKETS):
-        parts = [weighted(run.read(bucket), factors) for run in tally.runs]
-        words = Table.holding(parts).words()
+    for buckets in in_ranges(tally, budget):
+        words = Table.holding([weighted(run.read(bucket), units) for run in tally.runs for bucket in buckets]).words()
         num_words += len(words.lengths)
         total += int(words.counts.sum())
         kept.append(at_least(words, least))
-        sizes = [(len(words.lengths), len(words.data)) for words in kept]
-        if memory(*np.sum(sizes, axis=0)) > budget:
+        sizes += size_of(kept[-1])
+        if memory(*sizes) > budget:
             least = enough(kept, 0.9 * budget)
             kept = [at_least(words, least) for words in kept]
+            sizes = np.sum([size_of(words) for words in kept], axis=0)
     words = joined(kept)
-    return words, {
+    weight_unit = 1 if (units == 1).all() else WEIGHT_UNIT
+    return Learner(words), {
         "num_words": num_words,
-        "least_count": least,
+        "least_count": least / weight_unit if least > 1 else 0.0,
         "left_out": 1 - int(words.counts.sum()) / (total or 1),
     }
 
 
-def weighted(words: Words, factors: np.ndarray) -> Words:
+def in_ranges(tally: Tally, budget: int) -> Iterator[range]:
+    """Neighbouring buckets that make up about a sixteenth of the budget, or 8 MiB; each is in memory at a time."""
+    sizes = np.zeros(BUCKETS, np.int64)
+    for run in tally.runs:
+        sizes += np.array(run.index, np.int64) @ np.array([12, 1])
+    first, size = 0, 0
+    for bucket in range(BUCKETS):
+        if size + sizes[bucket] > min(budget // 16, 2**23):
+            yield range(first, bucket)
+            first, size = bucket, 0
+        size += sizes[bucket]
+    yield range(first, BUCKETS)
+
+
+def size_of(words: Words) -> tuple[int, int]:
+    return len(words.lengths), len(words.data)
+
+
+def weighted(words: Words, units: np.ndarray) -> Words:
     """Counts times the factor of the word's group; one group for all."""
-    return words._replace(groups=np.zeros_like(words.groups), counts=words.counts * factors[words.groups])
+    return words._replace(groups=np.zeros_like(words.groups), counts=words.counts * units[words.groups])
 
 
 def joined(parts: list[Words]) -> Words:
@@ -167,7 +199,7 @@ def joined(parts: list[Words]) -> Words:
 
 
 def at_least(words: Words, least: int) -> Words:
-    """The words that stand in the text `least` times or more."""
+    """The words with a count of `least` or more."""
     chosen = words.counts >= least
     data = words.data[np.repeat(chosen, words.lengths)]
     return Words(data, words.lengths[chosen], words.groups[chosen], words.counts[chosen])

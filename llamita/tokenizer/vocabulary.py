@@ -98,7 +98,11 @@ class PieceTable(ABC):
 
 def well_formed(text: str) -> str:
     """`text` without surrogates: pairs become their character, lone ones U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def read_file(path: str | Path, name: str) -> tuple[Path, bytes]:
