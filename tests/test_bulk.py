@@ -195,7 +195,7 @@ def test_a_wrong_engine_is_noticed(small, monkeypatch, mutant):
     right = bulk._engine_json
 
     def wrong(tokenizer):
-        return json.dumps(mutant(emit._tokenizer_json(tokenizer))).encode() if tokenizer is small else right(tokenizer)
+        return json.dumps(mutant(emit.tokenizer_json(tokenizer))).encode() if tokenizer is small else right(tokenizer)
 
     monkeypatch.setattr(bulk, "_engine_json", wrong)
     encoder = bulk.Bulk(small)

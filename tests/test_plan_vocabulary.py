@@ -81,6 +81,7 @@ def test_the_recommendation_is_the_least_predicted_loss_and_says_what_its_neighb
     assert advice.recommended == min(advice.sizes, key=lambda row: row.bits_per_byte).vocab_size == 16_384
     said = " ".join(advice.reasons)
     assert "4,096, the next smaller" in said and "32,768, the next larger" in said and "Tao et al." in said
+    assert "with care" not in said and "with care" in " ".join(advise(SHAPE, sizes, 1e15).reasons)
     only = advise(SHAPE, sizes[:1], 1e18)
     assert only.recommended == 65_536 and "next" not in " ".join(only.reasons)
     with pytest.raises(ValueError, match="no vocabulary to compare"):

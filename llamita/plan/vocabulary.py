@@ -24,6 +24,8 @@ CHINCHILLA_VOCAB, CHINCHILLA_BYTES_PER_TOKEN = 32_000, 4.0
 # section 4.3, with the digits of their published script.
 TAO_A2, TAO_ALPHA2, TAO_B, TAO_BETA = 0.19584, 0.67074, 2.12411, 0.44661
 
+FITTED_FLOPS = 1e18  # about the smallest of the runs behind the law
+
 TOKENS_PER_PARAM = 20  # Hoffmann et al. 2022: about compute-optimal
 TRAIN_BYTES_PER_PARAM = 16  # weight, gradient and AdamW's two moments in float32
 KIB = 1024
@@ -139,6 +141,11 @@ def advise(shape: Shape, measured: list[Measured], flops: float) -> Advice:
                 f"{_change(row.num_params, best.num_params)} parameters, "
                 f"{_change(1 / row.bytes_per_token, 1 / best.bytes_per_token)} tokens for the same text"
             )
+    if flops < FITTED_FLOPS:
+        reasons.append(
+            f"{flops:.2g} FLOPs are below the {FITTED_FLOPS:.0e} that the law was fitted from: take the order of the "
+            "sizes with care and the losses not at all (at 8e12 FLOPs, twice the predicted size was best: LOG.md)"
+        )
     reasons.append(f"Tao et al.'s law of vocabularies puts the optimum at {tao_optimum(shape, flops):,} for this trunk")
     return Advice(rows, flops, best.vocab_size, reasons)
 

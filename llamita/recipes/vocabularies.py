@@ -18,7 +18,7 @@ from llamita.plan import vocabulary
 from llamita.tokenizer import Tokenizer, emit
 from llamita.tokenizer.compare import Comparison
 from llamita.tokenizer.compare import compare as measure
-from llamita.tokenizer.llama3 import FILE_NAME, NUM_SPECIALS
+from llamita.tokenizer.llama3 import FILE_NAME, NUM_SPECIALS, check_chat_format
 from llamita.tokenizer.tally import Text
 from llamita.tokenizer.train import LARGEST, MEMORY, SMALLEST, Trained, Weights, train_within
 from llamita.tokenizer.vocabulary import Vocabulary, open_vocabulary
@@ -64,6 +64,7 @@ def train(
     Words are counted into a hidden folder beside `out`, from which the same call goes on when it was stopped.
     ValueError where `out` cannot be a tokenizer folder, before anything is read.
     """
+    check_chat_format(chat_format)
     out = out.resolve()
     if not out.name or (out.exists() and not (out / FILE_NAME).is_file() and (not out.is_dir() or any(out.iterdir()))):
         raise ValueError(f"{out} is there and holds no {FILE_NAME}: give an empty or a new folder as --out")

@@ -45,7 +45,7 @@ Rows = tuple[np.ndarray, np.ndarray]
 
 def _engine_json(tokenizer: Tokenizer) -> bytes:
     """tokenizer.json without special tokens: gigatoken always finds them in text, where `encode` never does."""
-    whole = emit._tokenizer_json(tokenizer)
+    whole = emit.tokenizer_json(tokenizer)
     return json.dumps({**whole, "added_tokens": [], "post_processor": None}, ensure_ascii=False).encode()
 
 

@@ -37,7 +37,8 @@ def merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
     return pairs
 
 
-def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
+def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The content of tokenizer.json, as Hugging Face's `tokenizers` reads it."""
     bos = "<|begin_of_text|>"
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
@@ -91,7 +92,7 @@ def write(tokenizer: Tokenizer, folder: Path) -> None:
     """Write the tokenizer's files into `folder`, each whole or not at all; tokenizer.model comes last."""
     lines = (b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(tokenizer.tokens))
     files = {
-        "tokenizer.json": json.dumps(_tokenizer_json(tokenizer), ensure_ascii=False).encode(),
+        "tokenizer.json": json.dumps(tokenizer_json(tokenizer), ensure_ascii=False).encode(),
         "tokenizer_config.json": json.dumps(_tokenizer_config(tokenizer), indent=2).encode(),
         FILE_NAME: b"".join(lines),
     }

@@ -77,6 +77,12 @@ def is_partial(token: bytes) -> bool:
     return False
 
 
+def check_chat_format(name: str) -> None:
+    """ValueError for a dialog format that `chat.render` does not write."""
+    if name not in ("llama3", "llama3.1"):
+        raise ValueError(f"no dialog format is called {name!r}; there are: llama3, llama3.1")
+
+
 def _chat_format(config: Path) -> str:
     """The dialog format of a tokenizer_config.json, "llama3" where there is none."""
     from llamita.tokenizer.chat import format_of  # chat.py needs this module first
@@ -114,8 +120,7 @@ class Tokenizer:
                 f"the vocabulary holds a token of {longest} bytes; {MAX_TOKEN_BYTES} is the most, "
                 "so take long runs of one character out of the text it is trained on"
             )
-        if chat_format not in ("llama3", "llama3.1"):
-            raise ValueError(f"no dialog format is called {chat_format!r}; there are: llama3, llama3.1")
+        check_chat_format(chat_format)
         self.tokens = list(tokens)
         self.chat_format = chat_format
         self.specials = {name: len(tokens) + i for i, name in enumerate(SPECIALS)}

@@ -1,4 +1,4 @@
-"""Byte-pair encoding learned from counted words (arXiv 1508.07909), compiled, in memory that is known beforehand.
+"""Byte-pair encoding learned from counted words (arXiv 1508.07909), compiled, in memory that is planned beforehand.
 
 At each step the pair of neighbours with the greatest total becomes a token; among equals the pair of the smaller
 ids, so that the result depends on nothing but the counts. Every pair has a list of the words it stands in, and a
