@@ -26,7 +26,7 @@ from llamita.tokenizer import Tokenizer
 from llamita.tokenizer.bulk import Bulk
 
 ENGINES = ("llamita bulk", "gigatoken", "tiktoken", "llamita encode_batch", "hf")
-ROUNDS, DOCUMENT_CHARS, MAX_BYTES = 3, 4000, 20 * 10**6
+ROUNDS, DOCUMENT_CHARS, MAX_BYTES = 3, 4000, 10 * 10**6
 
 
 def cut(text: str) -> list[str]:

@@ -21,7 +21,6 @@ from pathlib import Path
 import tiktoken
 
 from llamita.data.read import documents
-from llamita.runtime import machine
 from llamita.tokenizer.llama3 import NUM_SPECIALS, PATTERN
 from llamita.tokenizer.tally import Text
 from llamita.tokenizer.train import train_within
@@ -155,6 +154,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.alone:
         return alone(args.alone, args.paths[0], args.vocab_size - NUM_SPECIALS, args.memory, args.out)
+    from llamita.runtime import machine  # brings torch, which no trainer is to carry
+
     row = {"command": " ".join(["python", *sys.argv]), "machine": machine(), "memory_mib": args.memory}
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)

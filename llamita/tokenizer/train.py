@@ -19,7 +19,7 @@ from llamita.tokenizer.merge import Learner, memory
 from llamita.tokenizer.tally import Tally, Text
 
 MEMORY, LEAST_MEMORY = 2**31, 2**29
-OWN_MEMORY = 320 * 2**20  # Python with numpy and numba, which are 240 MiB before any table
+OWN_MEMORY = 360 * 2**20  # Python with numpy and numba, which are 240 MiB before any table
 WORKER_MEMORY = 32 * 2**20  # batches on their way to a worker, and its smallest table
 LARGEST = 2**24  # entries; no use is known for more, and what is asked for is set aside beforehand
 WEIGHT_UNIT = 1000  # weighted counts are whole thousandths, so that sums do not depend on their order
