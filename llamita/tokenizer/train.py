@@ -105,7 +105,8 @@ def train_within(
 
     The same call goes on where one that was stopped or killed left `folder`; `.tally.remove()` of the result removes
     it. `on_progress` is given "count" with the bytes so far, then "learn" with the merges so far. A single text takes
-    about twice its size on top if it is ASCII, else more. A text that gives too few merges is a ValueError unless `allow_fewer`.
+    about twice its size on top if it is ASCII, else more. Too few merges in the text are a ValueError unless
+    `allow_fewer`.
     """
     if not SMALLEST <= vocab_size <= LARGEST:
         raise ValueError(
