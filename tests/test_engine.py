@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch import nn
 
-from llamita.formats import hf
 from llamita.model.cache import KVCache
 from llamita.model.llama import build
 from llamita.model.shape import Shape
@@ -22,6 +21,7 @@ from llamita.serve.llm import LLM
 from llamita.serve.sample import choose, row_generators
 from llamita.tokenizer import Tokenizer
 from llamita.tokenizer.chat import render
+from tests.folders import save
 
 PIECES = [b"ab", b"bc", b" END", b"ED", b" EN", b"\xe2\x82", b"\xac!", "\u00e9".encode()]
 TOKENIZER = Tokenizer([bytes([byte]) for byte in range(256)] + PIECES)
@@ -228,7 +228,7 @@ def test_a_padded_vocabulary_is_never_spoken_and_a_small_one_is_refused():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "model"
-    hf.write(make_model(dtype=torch.float32), TOKENIZER, folder)
+    save(make_model(dtype=torch.float32), TOKENIZER, folder)
     return folder
 
 
@@ -262,7 +262,10 @@ def test_llm_from_a_model_folder_and_from_a_run_folder(folder):
 
 
 def test_any_other_folder_is_refused_with_what_was_looked_for(tmp_path):
-    with pytest.raises(ValueError, match=r"neither config\.json .* nor model/config\.json"):
+    with pytest.raises(ValueError, match=r"config\.json .* params\.json .* \.gguf"):
+        LLM.load(tmp_path)
+    (tmp_path / "run.toml").write_text("")
+    with pytest.raises(ValueError, match="export"):
         LLM.load(tmp_path)
 
 

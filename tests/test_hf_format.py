@@ -11,10 +11,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from llamita.formats import hf
+from llamita.formats.config_json import read_shape
 from llamita.formats.names import hf_names
 from llamita.model.llama import build
 from llamita.model.shape import RopeScaling, Shape
 from llamita.tokenizer import Tokenizer
+from tests.folders import save
 
 TOKENIZER = Tokenizer([bytes([byte]) for byte in range(256)])
 SCALING = RopeScaling(factor=4.0, original_max_seq_len=32)
@@ -28,7 +30,7 @@ def small(tied=True, scaling=None, seed=0, **changes):
 
 @pytest.fixture
 def folder(tmp_path):
-    hf.write(small(), TOKENIZER, tmp_path / "model")
+    save(small(), TOKENIZER, tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -55,20 +57,20 @@ def refused(folder, *words, read=hf.read):
 @pytest.mark.parametrize("tied", [True, False])
 def test_comes_back_bit_by_bit(tmp_path, tied, dtype):
     model = small(tied, SCALING)
-    hf.write(model, TOKENIZER, tmp_path / "model", dtype=dtype)
-    loaded = hf.read(tmp_path / "model", dtype=None)
+    save(model, TOKENIZER, tmp_path / "model", dtype=dtype)
+    loaded = hf.read(tmp_path / "model").model(dtype=None)
     assert loaded.shape == model.shape
     weights = dict(model.named_parameters())
     assert loaded.norm.weight.dtype == dtype
     for name, weight in loaded.named_parameters():
         assert torch.equal(weight, weights[name].to(dtype)), name
     assert (loaded.output.weight is loaded.tok_embeddings.weight) == tied
-    assert hf.read(tmp_path / "model").norm.weight.dtype == torch.float32
+    assert hf.read(tmp_path / "model").model().norm.weight.dtype == torch.float32
     assert Tokenizer.load(tmp_path / "model").fingerprint == TOKENIZER.fingerprint
 
 
 def test_what_lies_in_the_folder(tmp_path):
-    hf.write(small(scaling=SCALING), TOKENIZER, tmp_path / "model", dtype=torch.bfloat16, card="# a card\n")
+    save(small(scaling=SCALING), TOKENIZER, tmp_path / "model", dtype=torch.bfloat16)
     folder = tmp_path / "model"
     config = json.loads((folder / "config.json").read_text())
     scaling = dict(
@@ -98,12 +100,10 @@ def test_what_lies_in_the_folder(tmp_path):
         assert file.metadata() == {"format": "pt"}
         assert set(file.keys()) == set(hf_names(2, tied=True).values())
         assert "lm_head.weight" not in file.keys()  # noqa: SIM118
-    assert (folder / "README.md").read_text() == "# a card\n"
     modes = {path.stat().st_mode & 0o777 for path in folder.iterdir()}
     assert len(modes) == 1, "whoever may read one file may read all"
-    hf.write(small(tied=False), TOKENIZER, folder)
+    save(small(tied=False), TOKENIZER, folder)
     assert "lm_head.weight" in load_file(folder / "model.safetensors")
-    assert not (folder / "README.md").exists()
     assert json.loads((folder / "config.json").read_text())["rope_scaling"] is None
 
 
@@ -111,22 +111,22 @@ def test_what_lies_in_the_folder(tmp_path):
 @pytest.mark.parametrize("dropped", ["version 5", "version 4", "nothing"])
 def test_both_generations_of_keys(tmp_path, scaling, dropped):
     model = small(scaling=scaling, rope_theta=123_456.0)
-    hf.write(model, TOKENIZER, tmp_path / "model")
+    save(model, TOKENIZER, tmp_path / "model")
     keys = {
         "version 5": ("rope_parameters", "dtype"),
         "version 4": ("rope_theta", "rope_scaling", "torch_dtype"),
     }
     edit(tmp_path / "model", **dict.fromkeys(keys.get(dropped, ())))
-    assert hf.read_shape(tmp_path / "model") == model.shape
+    assert read_shape(tmp_path / "model") == model.shape
     edit(tmp_path / "model", rope_theta=10_000.0)
     if dropped == "nothing":
-        refused(tmp_path / "model", "rope_parameters", "123456.0", "10000.0", read=hf.read_shape)
+        refused(tmp_path / "model", "rope_parameters", "123456.0", "10000.0", read=read_shape)
     elif dropped == "version 5":
-        assert hf.read_shape(tmp_path / "model").rope_theta == 10_000.0
+        assert read_shape(tmp_path / "model").rope_theta == 10_000.0
 
 
 def test_the_two_generations_must_agree_on_scaling(tmp_path):
-    hf.write(small(scaling=SCALING), TOKENIZER, tmp_path / "model")
+    save(small(scaling=SCALING), TOKENIZER, tmp_path / "model")
     config = json.loads((tmp_path / "model/config.json").read_text())
     edit(tmp_path / "model", rope_scaling=config["rope_scaling"] | {"factor": 5.0})
     refused(tmp_path / "model", "rope_parameters", "factor=5.0")
@@ -141,7 +141,7 @@ def test_defaults_of_older_folders(folder):
         tie_word_embeddings=None,
         max_position_embeddings=None,
     )
-    shape = hf.read_shape(folder)
+    shape = read_shape(folder)
     assert (shape.rope_theta, shape.rope_scaling, shape.norm_eps) == (10_000.0, None, 1e-6)
     assert (shape.num_kv_heads, shape.tied, shape.max_seq_len) == (4, False, 2048)
 
@@ -178,9 +178,9 @@ def test_defaults_of_older_folders(folder):
     ],
 )
 def test_other_models_are_refused_with_the_reason(folder, changes, words):
-    hf.read_shape(folder)
+    read_shape(folder)
     edit(folder, **changes)
-    refused(folder, *words, read=hf.read_shape)
+    refused(folder, *words, read=read_shape)
     refused(folder, *words)
 
 
@@ -215,7 +215,7 @@ def test_wrong_tensors_are_named(folder):
 
 
 def test_an_untied_model_needs_its_head(tmp_path):
-    hf.write(small(tied=False), TOKENIZER, tmp_path / "model")
+    save(small(tied=False), TOKENIZER, tmp_path / "model")
     edit(tmp_path / "model", tie_word_embeddings=True)
     refused(tmp_path / "model", "lm_head.weight")
     edit(tmp_path / "model", tie_word_embeddings=False)
@@ -246,9 +246,9 @@ def shard(folder, place=lambda name: "a" if "layers.0" in name else "b"):
 
 
 def test_shards(folder):
-    whole = hf.read(folder)
+    whole = hf.read(folder).model()
     names = shard(folder)
-    for (name, weight), loaded in zip(whole.named_parameters(), hf.read(folder).parameters(), strict=True):
+    for (name, weight), loaded in zip(whole.named_parameters(), hf.read(folder).model().parameters(), strict=True):
         assert torch.equal(weight, loaded), name
     shutil.copy(folder / "a.safetensors", folder / "c.safetensors")
     index = folder / "model.safetensors.index.json"
@@ -291,9 +291,9 @@ def fail_at(monkeypatch, owner, name, call=1):
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
     [
-        (hf, "save_file", 1),
-        (hf, "_write_json", 1),
-        (hf, "_write_json", 2),
+        (hf, "write_safetensors", 1),
+        (hf, "write_json", 1),
+        (hf, "write_json", 2),
         (Tokenizer, "save", 1),
         (os, "fsync", 3),
         (os, "replace", 4),  # three are the tokenizer's own files, this moves the older folder away
@@ -304,10 +304,10 @@ def test_a_full_disk_leaves_the_older_folder(folder, monkeypatch, owner, name, c
     before = contents(folder)
     with monkeypatch.context() as broken, pytest.raises(OSError, match="No space"):
         fail_at(broken, owner, name, call)
-        hf.write(small(seed=1), TOKENIZER, folder)
+        save(small(seed=1), TOKENIZER, folder)
     assert contents(folder) == before
     assert os.listdir(folder.parent) == ["model"], "nothing half-written stays"
-    hf.write(small(seed=1), TOKENIZER, folder)
+    save(small(seed=1), TOKENIZER, folder)
     assert contents(folder) != before
     assert os.listdir(folder.parent) == ["model"]
 
@@ -316,30 +316,30 @@ def test_leftovers_of_a_killed_run_are_swept(folder):
     for name in (".model.tmp", ".model.old"):
         (folder.parent / name).mkdir()
         (folder.parent / name / "config.json").write_text("half")
-    hf.write(small(seed=1), TOKENIZER, folder)
+    save(small(seed=1), TOKENIZER, folder)
     assert os.listdir(folder.parent) == ["model"]
 
 
 def test_other_peoples_files_are_not_deleted(folder):
     (folder / "proof.json").write_text("{}")
     (folder / "README.md").write_text("old")
-    hf.write(small(seed=1), TOKENIZER, folder)
+    save(small(seed=1), TOKENIZER, folder)
     assert not (folder / "proof.json").exists(), "an older proof says nothing of newer weights"
     (folder / "thesis.tex").write_text("years of work")
     before = contents(folder)
     with pytest.raises(ValueError, match=r"thesis\.tex"):
-        hf.write(small(seed=2), TOKENIZER, folder)
+        save(small(seed=2), TOKENIZER, folder)
     assert contents(folder) == before and os.listdir(folder.parent) == ["model"]
 
 
 def test_what_cannot_be_written(tmp_path):
     with pytest.raises(ValueError, match=r"512 tokens.*300"):
-        hf.write(small(vocab_size=300), TOKENIZER, tmp_path / "model")
+        save(small(vocab_size=300), TOKENIZER, tmp_path / "model")
     adapted = small()
     adapted.layers[0].attention.wq.register_parameter("lora_A", torch.nn.Parameter(torch.ones(1)))
     with pytest.raises(ValueError, match="lora_A"):
-        hf.write(adapted, TOKENIZER, tmp_path / "model")
+        save(adapted, TOKENIZER, tmp_path / "model")
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="file"):
-        hf.write(small(), TOKENIZER, tmp_path / "file")
+        save(small(), TOKENIZER, tmp_path / "file")
     assert os.listdir(tmp_path) == ["file"]

@@ -1,5 +1,6 @@
-"""Layer: parity with others. An export's proof holds for a whole folder and fails for every spoiled one."""
+"""Layer: parity with others. An export's proof holds for whole exports in every format and fails for spoiled ones."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -8,11 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llamita.formats import hf, names, proof
+from llamita import cli
+from llamita.formats import gguf, hf, llama_cpp, names, proof, readers
+from llamita.formats.files import replacing
 from llamita.formats.names import to_interleaved
+from llamita.formats.weights import Weights, sizes
 from llamita.model.llama import build
 from llamita.model.shape import RopeScaling, Shape
+from llamita.recipes import convert
 from llamita.tokenizer import Tokenizer
+from tests.folders import save
 
 # Every byte, then pairs that join to words, so that merges are tested too.
 TOKENIZER = Tokenizer([*(bytes([byte]) for byte in range(256)), b"th", b" th", b"he", b" the", b"12", b"123", b"  "])
@@ -28,6 +34,7 @@ SHAPE = Shape(
     rope_scaling=RopeScaling(original_max_seq_len=16),
 )
 W1, Q = "model.layers.0.mlp.gate_proj.weight", "model.layers.1.self_attn.q_proj.weight"
+PLENTY = 2.0**40
 
 
 def random_model(**changes):
@@ -43,12 +50,13 @@ def random_model(**changes):
 
 
 MODEL = random_model()
+WEIGHTS = Weights.of(MODEL)
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "model"
-    hf.write(MODEL, TOKENIZER, folder)
+    save(MODEL, TOKENIZER, folder)
     return folder
 
 
@@ -61,47 +69,163 @@ def needs_transformers():
     pytest.importorskip("transformers")
 
 
-def fails(folder, *words, model=MODEL):
+def proved(weights, folder, form="hf", kind="F32", max_memory=PLENTY):
+    with replacing(folder) as new:
+        convert.FORMATS[form].write(weights, TOKENIZER, new, kind)
+        return proof.prove(weights, TOKENIZER, new, form, kind, max_memory=max_memory)
+
+
+def fails(folder, *words, weights=WEIGHTS, kind="F32", form="hf"):
     (folder / "proof.json").write_text("an older proof")
     with pytest.raises(ValueError) as error:
-        proof.prove(model, TOKENIZER, folder)
+        proof.prove(weights, TOKENIZER, folder, form, kind, max_memory=PLENTY)
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
     assert not (folder / "proof.json").exists()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
 @pytest.mark.parametrize("changes", [{}, dict(tied=True, rope_scaling=None), dict(num_kv_heads=4)])
 def test_a_whole_folder_is_proved(tmp_path, dtype, changes):
     needs_transformers()
-    model = random_model(**changes)
-    hf.write(model, TOKENIZER, tmp_path / "model", dtype=dtype)
-    result = proof.prove(model, TOKENIZER, tmp_path / "model")
+    result = proved(Weights.of(random_model(**changes)), tmp_path / "model", kind=dtype)
     assert json.loads((tmp_path / "model/proof.json").read_text()) == result
-    assert result["dtype"] == str(dtype).removeprefix("torch.")
-    assert result["readers"]["llamita"]["max_logit_diff"] == 0
-    theirs = result["readers"]["transformers"]
+    assert result["kinds"] == [dtype]
+    ours, theirs = result["readers"]["llamita"], result["readers"]["transformers"]
+    assert (ours["max_logit_diff"] == 0) == (dtype == "F32")
+    assert ours["equal_tensors"] == len(sizes(SHAPE)) - changes.get("tied", False)
     assert 0 < theirs["max_logit_diff"] <= 1e-4 and theirs["mean_kl"] <= 1e-8
-    assert result["readers"]["transformers"]["version"]
-    assert theirs["reply_tokens"] == 16 and theirs["equal_facts"] > 2 * len(proof.STRINGS)
+    assert theirs["version"]
+    assert theirs["reply_tokens"] == 16 and theirs["equal_facts"] > 2 * len(readers.STRINGS)
     assert len(result["sha256"]["model.safetensors"]) == 64
 
 
-def test_without_transformers_the_proof_says_so(folder, monkeypatch):
+@pytest.mark.parametrize("form", ["meta", "gguf"])
+def test_the_other_formats_are_proved_too(tmp_path, form):
+    result = proved(WEIGHTS, tmp_path / "model", form)
+    assert result["format"] == form and result["readers"]["llamita"]["max_logit_diff"] == 0
+    assert len(result["readers"]) == 2, "a reader that was not at hand is named"
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0"])
+def test_what_rounding_costs_is_told(tmp_path, kind):
+    ours = proved(WEIGHTS, tmp_path / "model", "gguf", kind)["readers"]["llamita"]
+    assert 0 < ours["mean_kl"] < {"F16": 1e-4, "BF16": 1e-3, "Q8_0": 1e-2, "Q4_0": 1.0}[kind]
+
+
+def test_without_another_reader_the_proof_says_so(folder, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    result = proof.prove(MODEL, TOKENIZER, folder)
+    result = proof.prove(WEIGHTS, TOKENIZER, folder, "hf", "F32", max_memory=PLENTY)
     assert result["readers"]["transformers"] == "not installed"
-    assert result["readers"]["llamita"]["reply_tokens"] == 16
+    assert result["readers"]["llamita"]["max_logit_diff"] == 0
+    monkeypatch.setattr(llama_cpp, "version", lambda: None)
+    assert proved(WEIGHTS, tmp_path / "g", "gguf")["readers"]["llama.cpp"] == "not installed"
 
 
-def swap(tensors):
-    up = W1.replace("gate", "up")
-    tensors[W1], tensors[up] = tensors[up], tensors[W1]
+def test_a_model_too_large_for_memory_is_compared_tensor_by_tensor_and_says_so(tmp_path):
+    result = proved(WEIGHTS, tmp_path / "model", max_memory=1000.0)
+    assert "not computed" in result["logits"] and result["readers"]["llamita"]["equal_tensors"] == len(sizes(SHAPE))
+    assert result["readers"]["transformers"] == "not asked, see logits"
 
 
-def permute(tensors):
-    tensors[Q] = to_interleaved(tensors[Q], 4)
+# Mutants of the writers, through the command line: each must be caught, named, exit with 2, and leave nothing.
+
+
+def swap_gate_and_up(weights):
+    other = {"w1": "w3", "w3": "w1"}
+
+    def load(name):
+        part = name.split(".")[-2]
+        return weights.load(name.replace(part, other.get(part, part)))
+
+    return dataclasses.replace(weights, load=load)
+
+
+def changed(name, change):
+    return lambda weights: dataclasses.replace(
+        weights, load=lambda asked: change(weights.load(asked)) if asked == name else weights.load(asked)
+    )
+
+
+def shaped(**changes):
+    return lambda weights: dataclasses.replace(weights, shape=dataclasses.replace(weights.shape, **changes))
+
+
+def without_head(weights):
+    kinds = {name: kind for name, kind in weights.kinds.items() if name != "output.weight"}
+    return dataclasses.replace(shaped(tied=True)(weights), kinds=kinds)
+
+
+MUTANTS = {
+    "permuted q": (changed("layers.1.attention.wq.weight", lambda w: to_interleaved(w, 4)), "layers.1.attention.wq"),
+    "permuted k": (changed("layers.0.attention.wk.weight", lambda w: to_interleaved(w, 2)), "layers.0.attention.wk"),
+    "swapped w1 and w3": (swap_gate_and_up, "layers.0.feed_forward.w1.weight"),
+    "dropped head": (without_head, "tied"),
+    "vocabulary off by one": (changed("tok_embeddings.weight", lambda w: w.roll(1, 0)), "tok_embeddings.weight"),
+    "wrong theta": (shaped(rope_theta=10_000.0), "rope_theta"),
+    "missing scaling": (shaped(rope_scaling=None), "rope_scaling"),
+    "other scaling": (shaped(rope_scaling=RopeScaling(original_max_seq_len=32)), "rope_scaling"),
+    "wrong norm_eps": (shaped(norm_eps=1e-6), "norm_eps"),
+    "transposed wo": (changed("layers.0.attention.wo.weight", lambda w: w.T), "layers.0.attention.wo.weight"),
+    "one value nudged": (changed("norm.weight", lambda w: torch.nextafter(w, torch.full((64,), 9.0))), "norm.weight"),
+}
+
+
+def through_the_command_line(monkeypatch, capsys, exported, tmp_path, form, write):
+    monkeypatch.setattr(convert.FORMATS[form], "write", write)
+    code = cli.main(["export", str(exported), "--out", str(tmp_path / "out"), "--format", form])
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("llamita:")]
+    assert code == 2 and len(said) == 1, said
+    assert list(tmp_path.iterdir()) == []
+    return said[0]
+
+
+@pytest.mark.parametrize("form", ["hf", "meta", "gguf"])
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_mutants_of_the_writers(exported, tmp_path, monkeypatch, capsys, form, mutant):
+    change, word = MUTANTS[mutant]
+    real = convert.FORMATS[form].write
+    said = through_the_command_line(
+        monkeypatch, capsys, exported, tmp_path, form, lambda weights, *rest: real(change(weights), *rest)
+    )
+    assert word in said
+
+
+class WrongStops(Tokenizer):
+    """Knows no <|eot_id|> as a stop, which is the field's commonest fault: replies never end."""
+
+    def __init__(self):
+        super().__init__(TOKENIZER.tokens)
+        self.stop_ids = frozenset([self.eos_id])
+
+
+def test_a_wrong_stop_in_the_configs(exported, tmp_path, monkeypatch, capsys):
+    real = hf.write
+    said = through_the_command_line(
+        monkeypatch, capsys, exported, tmp_path, "hf",
+        lambda weights, tokenizer, *rest: real(weights, WrongStops(), *rest),
+    )  # fmt: skip
+    assert "config.json" in said
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "word"),
+    [
+        ("tokenizer.ggml.eos_token_id", 0, "eos"),
+        ("tokenizer.ggml.bos_token_id", 1, "bos"),
+        ("tokenizer.ggml.add_bos_token", False, "bos"),
+        ("tokenizer.chat_template", "{{ bos_token }}{{ bos_token }}", "chat template"),
+    ],
+)
+def test_wrong_control_tokens_in_a_gguf_file(exported, tmp_path, monkeypatch, capsys, field, value, word):
+    real = gguf.emit.gguf_fields
+    monkeypatch.setattr(gguf.emit, "gguf_fields", lambda tokenizer: real(tokenizer) | {field: value})
+    said = through_the_command_line(monkeypatch, capsys, exported, tmp_path, "gguf", gguf.write)
+    assert word in said
+
+
+# Spoiled files.
 
 
 def nudge(tensors):
@@ -114,15 +238,10 @@ def drop_head(tensors):
 
 @pytest.mark.parametrize(
     ("mutant", "words"),
-    [
-        (swap, ["layers.0.feed_forward.w1.weight"]),
-        (permute, ["layers.1.attention.wq.weight"]),
-        (nudge, ["layers.1.attention.wq.weight", "1 values"]),
-        (drop_head, ["lm_head.weight", "missing"]),
-    ],
+    [(nudge, ["layers.1.attention.wq.weight", "1 values"]), (drop_head, ["lm_head.weight", "missing"])],
     ids=lambda mutant: getattr(mutant, "__name__", ""),
 )
-def test_mutants_of_the_weights(folder, mutant, words):
+def test_mutants_of_the_file(folder, mutant, words):
     tensors = load_file(folder / "model.safetensors")
     mutant(tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -133,8 +252,8 @@ def test_weights_that_are_not_finite(tmp_path):
     model = random_model()
     with torch.no_grad():
         model.norm.weight[0] = 1e6
-    hf.write(model, TOKENIZER, tmp_path / "model", dtype=torch.float16)
-    fails(tmp_path / "model", "norm.weight", "not finite", model=model)
+    save(model, TOKENIZER, tmp_path / "model", dtype=torch.float16)
+    fails(tmp_path / "model", "norm.weight", "not finite", weights=Weights.of(model), kind="F16")
 
 
 def edit(folder, file, **changes):
@@ -157,17 +276,12 @@ PLAIN = {"rope_type": "default", "rope_theta": 500_000.0}
         ("config.json", dict(bos_token_id=None), ["config.json", "None"]),
         ("generation_config.json", dict(eos_token_id=[0]), ["generation_config.json", "[0]"]),
         ("generation_config.json", dict(eos_token_id=TOKENIZER.eos_id), ["generation_config.json"]),
+        ("tokenizer_config.json", dict(chat_template=None), ["chat template"]),
     ],
 )
 def test_mutants_of_the_configs(folder, file, changes, words):
     edit(folder, file, **changes)
     fails(folder, *words)
-
-
-def test_theta_wrong_under_both_generations_of_keys(folder):
-    rope = json.loads((folder / "config.json").read_text())["rope_parameters"]
-    edit(folder, "config.json", rope_theta=10_000.0, rope_parameters=rope | {"rope_theta": 10_000.0})
-    fails(folder, "rope_theta", "10000.0", "500000.0")
 
 
 @pytest.mark.parametrize("count", [0, 2])
@@ -197,8 +311,6 @@ def test_a_tokenizer_with_another_order_of_ranks(folder):
         (dict(eos_token="<|eot_id|>"), ["bos, eos, pad"]),
         (dict(bos_token="<|end_of_text|>"), ["bos, eos, pad"]),
         (dict(pad_token="<|end_of_text|>"), ["bos, eos, pad"]),
-        (dict(chat_template="{{ bos_token }}{{ messages[0]['content'] }}"), ["ids of a dialog"]),
-        (dict(chat_template=None), ["chat_template"]),
     ],
 )
 def test_mutants_of_the_tokenizer_config(folder, changes, words):
@@ -225,28 +337,28 @@ def test_another_split_in_their_tokenizer(folder):
     fails(folder, "transformers", "ids of '1 12 123")
 
 
+def test_a_template_that_only_they_run(folder, monkeypatch):
+    """Our facts are spoiled too, so that our reader agrees with the wrong template."""
+    needs_transformers()
+    wrong = "{{ bos_token }}{{ messages[0]['content'] }}"
+    edit(folder, "tokenizer_config.json", chat_template=wrong)
+    monkeypatch.setattr(Tokenizer, "chat_template", wrong)
+    fails(folder, "transformers", "ids of a dialog")
+
+
 def wrong_on_both_ways(monkeypatch, tmp_path, rows=None, table=None):
     """Write and read with the same fault: our reader undoes what our writer did wrong."""
     if table:
         monkeypatch.setattr(names, "TO_HF", names.TO_HF | table)
+    weights = changed("layers.1.attention.wq.weight", rows)(WEIGHTS) if rows else WEIGHTS
+    save_as = tmp_path / "model"
+    with replacing(save_as) as new:
+        hf.write(weights, TOKENIZER, new, "F32")
     if rows:
-        tensors_of, read = hf._tensors, hf.read
-
-        def spoiled(model, dtype):
-            tensors = tensors_of(model, dtype)
-            return tensors | {name: rows(t) for name, t in tensors.items() if "q_proj" in name}
-
-        def undone(folder, **named):
-            model = read(folder, **named)
-            with torch.no_grad():
-                for block in model.layers:
-                    block.attention.wq.weight.copy_(names.to_half_split(block.attention.wq.weight, 4))
-            return model
-
-        monkeypatch.setattr(hf, "_tensors", spoiled)
-        monkeypatch.setattr(hf, "read", undone)
-    hf.write(MODEL, TOKENIZER, tmp_path / "model")
-    fails(tmp_path / "model", "transformers computes other logits", "bound")
+        read = hf.read
+        undo = changed("layers.1.attention.wq.weight", lambda w: names.to_half_split(w, 4))
+        monkeypatch.setattr(hf, "read", lambda folder: undo(read(folder)))
+    fails(save_as, "transformers computes other logits", "bound")
 
 
 def test_gate_and_up_exchanged_in_writer_and_reader(monkeypatch, tmp_path):
@@ -255,10 +367,15 @@ def test_gate_and_up_exchanged_in_writer_and_reader(monkeypatch, tmp_path):
     wrong_on_both_ways(monkeypatch, tmp_path, table={w1: names.TO_HF[w3], w3: names.TO_HF[w1]})
 
 
+def test_query_rows_permuted_in_writer_and_reader(monkeypatch, tmp_path):
+    needs_transformers()
+    wrong_on_both_ways(monkeypatch, tmp_path, rows=lambda weight: to_interleaved(weight, 4))
+
+
 def test_a_name_that_only_we_know(monkeypatch, tmp_path):
     needs_transformers()
     monkeypatch.setattr(names, "TO_HF", names.TO_HF | {"norm.weight": "model.last_norm.weight"})
-    hf.write(MODEL, TOKENIZER, tmp_path / "model")
+    save(MODEL, TOKENIZER, tmp_path / "model")
     fails(tmp_path / "model", "transformers cannot read", "norm.weight")
 
 
@@ -268,28 +385,23 @@ def test_a_file_that_only_they_read_is_broken(folder):
     fails(folder, "transformers cannot read")
 
 
-def test_query_rows_permuted_in_writer_and_reader(monkeypatch, tmp_path):
-    needs_transformers()
-    wrong_on_both_ways(monkeypatch, tmp_path, rows=lambda weight: to_interleaved(weight, 4))
-
-
 def test_scaling_forgotten_in_our_model(monkeypatch, folder):
     """Both our model and our reader leave rotary scaling out; config.json is right."""
     needs_transformers()
     from llamita.model import rope
 
     monkeypatch.setattr(rope, "scale", lambda freqs_P, scaling: freqs_P)
-    fails(folder, "transformers computes other logits", model=random_model())
+    fails(folder, "transformers computes other logits", weights=Weights.of(random_model()))
 
 
 def reading(logits=None, reply=(5, 6, 7), margins=(1.0, 1.0, 1.0)):
     logits_BTV = torch.zeros(1, 2, 4) if logits is None else logits
-    return proof.Reading(logits_BTV, list(reply), {"fact": 1}, list(margins))
+    return readers.Reading(logits_BTV, list(reply), {"fact": 1}, list(margins))
 
 
 def test_bounds_of_the_comparison():
     def compare(found, expected=None):
-        return proof._compare("other", expected or reading(), found)
+        return proof.compare("other", expected or reading(), found, 1e-4, 1e-8)
 
     off = torch.zeros(1, 2, 4)
     off[0, 1, 2] = 9e-5
@@ -309,10 +421,7 @@ def test_bounds_of_the_comparison():
 
 def test_a_greedy_reply_ends_at_a_stop():
     """A stop in the prompt ends nothing."""
-    tokenizer = Tokenizer(TOKENIZER.tokens)
-    tokens_BT = torch.full((1, 16), tokenizer.eos_id)
-    tokenizer.stop_ids = frozenset([tokenizer.eos_id])
-    whole = proof._of_llamita(MODEL, tokenizer, {}, tokens_BT).reply
+    tokens_BT = torch.full((1, 16), TOKENIZER.eos_id)
+    whole = proof._of_llamita(MODEL, frozenset([TOKENIZER.eos_id]), tokens_BT).reply
     assert len(whole) == 16
-    tokenizer.stop_ids = frozenset([whole[0]])
-    assert proof._of_llamita(MODEL, tokenizer, {}, tokens_BT).reply == whole[:1]
+    assert proof._of_llamita(MODEL, frozenset([whole[0]]), tokens_BT).reply == whole[:1]

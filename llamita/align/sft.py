@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llamita.tokenizer import Tokenizer
+from llamita.tokenizer.carried import AnyTokenizer
 from llamita.tokenizer.chat import render
 
 Message = dict[str, str]
@@ -20,7 +20,7 @@ class Examples:
     masks[i][t] is True where token t is the assistant's, its end-of-turn included: only those are trained on.
     """
 
-    def __init__(self, tokenizer: Tokenizer, conversations: Iterable[Sequence[Message]]):
+    def __init__(self, tokenizer: AnyTokenizer, conversations: Iterable[Sequence[Message]]):
         rendered = [render(tokenizer, list(messages)) for messages in conversations]
         self._tokens = [np.array(ids, dtype=np.uint32) for ids, _ in rendered]
         self.masks = [np.array(mask, dtype=bool) for _, mask in rendered]

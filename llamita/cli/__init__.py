@@ -1,6 +1,6 @@
 """The command line: finding a verb, parsing its words, and one line for what goes wrong.
 
-The verbs themselves are in `verbs` and `vocabularies`, each a thin call of a public function; heavy imports wait until
+The verbs themselves are in the other files, each a thin call of a public function; heavy imports wait until
 a verb is chosen.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 
 import tyro
 
-from llamita.cli import verbs, vocabularies
+from llamita.cli import models, surgery, verbs, vocabularies
 from llamita.config import nearest
 from llamita.recipes.runs import RECIPES, recipe, sources
 
@@ -25,7 +25,10 @@ VERBS: dict[str, Callable[..., Any]] = {
     "tokenizer compare": vocabularies.compare, "tokenizer advise": vocabularies.advise,
     "tokenizer view": vocabularies.view, "data build": verbs.data_build,
     "train": verbs.train, "sft": verbs.sft, "generate": verbs.generate, "chat": verbs.chat, "eval": verbs.evaluate,
-    "export": verbs.export, "report": verbs.report, "show": verbs.show,
+    "import": models.import_, "export": models.export, "report": verbs.report, "show": models.show,
+    "surgery vocab": surgery.vocab, "surgery tie": surgery.tie, "surgery untie": surgery.untie,
+    "surgery average": surgery.average, "surgery lora": surgery.lora, "surgery layers": surgery.layers,
+    "surgery rope": surgery.rope,
 }  # fmt: skip
 
 

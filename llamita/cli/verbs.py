@@ -8,8 +8,6 @@ from typing import Annotated
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from llamita.config import nearest
-from llamita.recipes.runs import RECIPES
 from llamita.train.run import Run
 
 Folder = Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
@@ -180,18 +178,6 @@ def evaluate(model: Positional[Path], corpus: Folder, window: int = 0, as_json: 
     print(json.dumps(found) if as_json else "\n".join(f"{name:14} {value:.4f}" for name, value in found.items()))
 
 
-def export(model: Positional[Path], out: Folder) -> None:
-    """Write a Hugging Face folder, read it back and prove that nothing changed.
-
-    Args:
-        model: Run folder.
-        out: Model folder to write.
-    """
-    from llamita.recipes import stages
-
-    print(json.dumps(stages.export(model, out), indent=1))
-
-
 def report(dir: Positional[Path]) -> None:
     """Write a run's report.html.
 
@@ -201,23 +187,3 @@ def report(dir: Positional[Path]) -> None:
     from llamita.report import page
 
     print(page.write(dir))
-
-
-def show(recipe_name: Positional[str], context: int = 8192) -> None:
-    """A recipe's or preset's shape: parameters, FLOPs per token, KV cache.
-
-    Args:
-        recipe_name: Recipe or shape preset.
-        context: Tokens of context for FLOPs and cache.
-    """
-    from llamita.model.shape import PRESETS
-
-    shapes = {name: make().shape for name, make in RECIPES.items()} | PRESETS
-    if recipe_name not in shapes:
-        raise ValueError(f"no recipe or shape is called {recipe_name!r}{nearest(recipe_name, shapes)}")
-    shape = shapes[recipe_name]
-    print(shape)
-    print(f"parameters       {shape.num_params:,}")
-    print(f"FLOPs per token  {shape.forward_flops_per_token(context):.4g} forward at {context:,} tokens of context")
-    print(f"KV cache         {shape.kv_bytes_per_token():,} bytes per token in bf16, "
-          f"{shape.kv_bytes_per_token() * context / 2**30:.3f} GiB at {context:,} tokens")  # fmt: skip

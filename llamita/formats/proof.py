@@ -1,117 +1,63 @@
-"""Proof that a folder holds the model it was written from: read it back in every way at hand and compare.
+"""Proof that an export holds the model it was written from: read it back in every way at hand and compare.
 
 Shapes: B rows, T tokens, V vocab_size.
 """
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import os
-from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import takewhile, zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from llamita.formats import hf
-from llamita.model.llama import Llama, build
+from llamita.formats import gguf, llama_cpp, open, readers
+from llamita.formats.files import read_json
+from llamita.formats.readers import MESSAGES, NUM_PROMPT, NUM_REPLY, STRINGS, Reading, controls
+from llamita.formats.weights import DTYPES, Weights
+from llamita.model.llama import Llama
 from llamita.model.shape import Shape
-from llamita.tokenizer import Tokenizer
 from llamita.tokenizer.chat import render
 
 SEED, NUM_ROWS, NUM_TOKENS = 0, 2, 64
-NUM_PROMPT, NUM_REPLY = 8, 16
 CONFIGS = ("config.json", "generation_config.json")
-# In units of the logits' std where that is above 1. Measured in float32 at std 1.3: right implementations are
-# 1e-5 apart; rotary rows in the wrong order cost 6.8, missing rotary scaling 0.04 within 16 tokens.
-MAX_LOGIT_DIFF = 1e-4
-# Logits off by d cost a KL divergence of at most about d^2.
-MAX_KL = MAX_LOGIT_DIFF**2
-
-# Where tokenizers are known to part: blanks, digits, contractions, scripts, emoji, control tokens as text.
-STRINGS = (
-    "",
-    " ",
-    "\n\n\n  \n\t x",
-    "line\r\nline\rline  \n",
-    "   leading, trailing   ",
-    "Hello, world! It's we'll I'M they'VE 'tis",
-    "1 12 123 1234 12345 3.14159 1,000,000 ١٢٣ Ⅷ ½",
-    "def f(x):\n    return {'a': x[0]}  # done\n",
-    "café cafe\u0301 naïve Straße İstanbul ﬁ",
-    "Привет мир Γειά שלום مرحبا",
-    "你好\uff0c世界。こんにちは 안녕하세요 สวัสดี नमस्ते",
-    "👍🏽 👩\u200d👩\u200d👧\u200d👦 🇫🇷 ☃",
-    "nbsp\u00a0zwsp\u200bbom\ufeffnel\u0085ls\u2028end",
-    "\x00\x01\x7f",
-    "a" * 100 + " " * 50 + "!" * 30,
-    "<|begin_of_text|> <|eot_id|><|end_of_text|> <|reserved_special_token_0|>",
-)
-MESSAGES = (
-    {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": "What is 2 + 2?\nSay why. 👍"},
-    {"role": "assistant", "content": "4"},
-    {"role": "user", "content": "Спасибо!"},
-)
+# Root mean square of what llama.cpp's own quantizer may change, of the tensor's: it is 0.02 (Q6_K) to 0.08 (Q4_K)
+# for normally distributed weights, and 1.4 for another tensor of the same kind.
+MAX_QUANTIZATION_RMS = 0.15
+# Largest difference of logits in units of their std where that is above 1, and mean KL (off by d, they differ by at
+# most about d^2). Measured in float32 at std 1.3: transformers is 1e-5 away, llama.cpp 4e-5; rotary rows in the wrong
+# order cost 6.8, missing rotary scaling 0.04 within 16 tokens.
+BOUNDS = {"transformers": (1e-4, 1e-8), "llama.cpp": (5e-4, 2.5e-7)}
+BYTES_PER_PARAM = 4.5  # one float32 copy at a time, and room to compute
 
 
-@dataclass
-class Reading:
-    """What one reader makes of a folder: logits in float32, a greedy reply, and facts that must be equal.
+def prove(weights: Weights, tokenizer: Any, folder: Path, form: str, kind: str | None, *, max_memory: float) -> dict:
+    """Compare the export in `folder` ("hf", "meta" or "gguf", stored as `kind`) with what it was made from.
 
-    `margins` are our reader's alone: at each step of the reply, the best logit less the second best.
+    Our own reader compares every tensor; an independent one (transformers, llama.cpp), where there is one and where
+    the model fits into `max_memory` bytes, computes logits and a reply. Writes proof.json, which says what was
+    compared and which readers were not at hand, and returns it. Raises ValueError naming the first field, tensor or
+    token that differs, and leaves no proof.
     """
-
-    logits_BTV: Tensor
-    reply: list[int]
-    facts: dict[str, Any]
-    margins: list[float] = dataclasses.field(default_factory=list)
-
-
-def prove(model: Llama, tokenizer: Tokenizer, folder: Path | str) -> dict[str, Any]:
-    """Load `folder` with our reader and, where installed, transformers; write and return what was compared.
-
-    Logits are compared in float32, from weights rounded to the folder's dtype; two more copies must fit in
-    memory. Raises ValueError naming the first field, tensor or token that differs, and leaves no proof.
-    """
-    folder = Path(folder)
     (folder / "proof.json").unlink(missing_ok=True)
-    _same_shape(model.shape, hf.read_shape(folder))
-    loaded = hf.read(folder, dtype=None)
-    dtype = loaded.tok_embeddings.weight.dtype
-    rounded = _same_tensors(model, loaded)
-    tokens_BT = _tokens(model.shape, tokenizer)
-    controls = _controls(tokenizer.bos_id, list(tokenizer.stop_ids))
-    expected = _of_llamita(rounded, tokenizer, {name: controls for name in CONFIGS}, tokens_BT)
-    expected.facts |= {f"text of the ids of {text!r}": text for text in STRINGS}
-    for name in ("ids with BOS", "ids of a dialog"):
-        if (count := expected.facts[name].count(tokenizer.bos_id)) != 1:
-            raise ValueError(f"{name}: there are {count} BOS tokens, there must be one")
-    del rounded
-    configs = {name: _controls(**hf.read_json(folder / name)) for name in CONFIGS}
-    ours = _of_llamita(loaded.float(), Tokenizer.load(folder), configs, tokens_BT)
-    del loaded
-    readers: dict[str, Any] = {"llamita": _compare("llamita", expected, ours)}
-    try:
-        theirs = _of_transformers(folder, tokens_BT)
-    except Exception as error:  # whatever stops a foreign reader is a fault of the folder
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"transformers cannot read the folder: {type(error).__name__}: {reason}") from error
-    readers["transformers"] = "not installed"
-    if theirs:
-        found = {"version": importlib.metadata.version("transformers")}
-        readers["transformers"] = found | _compare("transformers", expected, theirs)
+    found = open.read(folder)
+    _same_shape(weights.shape, found.shape)
+    compared = _same_tensors(weights, found, exact=kind not in llama_cpp.QUANTIZERS)
+    expected = _to_be_stated(tokenizer, form) | facts(tokenizer, form)
+    ours = _stated(folder, form) | facts(open.tokenizer(folder), form)
+    _one_bos(tokenizer, expected)
+    _equal_facts("llamita", expected, ours)
+    told: dict[str, Any] = {"llamita": {"equal_tensors": compared, "equal_facts": len(ours)}}
     proof = {
-        "readers": readers,
-        "dtype": str(dtype).removeprefix("torch."),
-        "bounds": {"max_logit_diff": MAX_LOGIT_DIFF, "mean_kl": MAX_KL},
-        "tokens": {"rows": NUM_ROWS, "length": tokens_BT.shape[1], "seed": SEED},
-        "strings": len(STRINGS),
+        "format": form,
+        "kinds": sorted(set(found.kinds.values())),
+        "readers": told,
         "sha256": {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.is_file()},
     }
+    proof |= _computed(weights, found, tokenizer, folder, form, expected, max_memory, told)
     aside = folder / ".proof.json.tmp"
     aside.write_text(json.dumps(proof, indent=2) + "\n")
     os.replace(aside, folder / "proof.json")
@@ -127,113 +73,162 @@ def _same_shape(expected: Shape, found: Shape) -> None:
     for field in dataclasses.fields(Shape):
         wanted, got = getattr(expected, field.name), getattr(found, field.name)
         if wanted != got:
-            raise ValueError(f"config.json gives {field.name} {got}, the model has {wanted}")
+            raise ValueError(f"the export gives {field.name} {got}, the model has {wanted}")
 
 
-def _same_tensors(model: Llama, loaded: Llama) -> Llama:
-    """`model` in float32 on the CPU, rounded to the dtype of `loaded`; the two must be equal bit by bit."""
-    rounded = build(model.shape)
-    found = dict(loaded.named_parameters())
-    with torch.no_grad():
-        for (name, weight), copy in zip(model.named_parameters(), rounded.parameters(), strict=True):
-            stored = weight.to("cpu", found[name].dtype)
-            if not stored.isfinite().all():
-                raise ValueError(f"tensor {name} holds values that are not finite in {stored.dtype}")
-            if not torch.equal(stored.view(torch.uint8), found[name].view(torch.uint8)):
-                diff = (stored.double() - found[name].double()).abs()
-                raise ValueError(f"tensor {name} differs in {diff.count_nonzero()} values, by up to {diff.max():.3g}")
-            copy.copy_(stored)
-    return rounded
+def _same_tensors(weights: Weights, found: Weights, *, exact: bool) -> int:
+    """Every tensor read back equals the original rounded to its kind, bit by bit; one that llama.cpp quantized is
+    near it. Returns how many were compared.
+    """
+    for name, kind in found.kinds.items():
+        original, stored = weights.load(name), found.load(name)
+        if not exact and kind not in DTYPES:
+            rms = float((stored.double() - original.double()).norm() / original.double().norm())
+            if not rms <= MAX_QUANTIZATION_RMS:
+                raise ValueError(f"tensor {name} differs by {rms:.3g} of its size after quantization to {kind}")
+            continue
+        rounded = gguf.stored(original, kind)
+        if not rounded.isfinite().all():
+            raise ValueError(f"tensor {name} holds values that are not finite in {kind}")
+        if not torch.equal(rounded.view(torch.uint8), stored.contiguous().view(torch.uint8)):
+            diff = (rounded.double() - stored.double()).abs()
+            raise ValueError(f"tensor {name} differs in {diff.count_nonzero()} values, by up to {diff.max():.3g}")
+    return len(found.kinds)
 
 
-def _tokens(shape: Shape, tokenizer: Tokenizer) -> Tensor:
+def facts(tokenizer: Any, form: str) -> dict[str, Any]:
+    """What a tokenizer says, by the names under which every reader is asked."""
+    said: dict[str, Any] = {
+        "bos, eos, pad tokens": [tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id],
+        "number of tokens": tokenizer.vocab_size,
+        "stop tokens": sorted(tokenizer.stop_ids),
+        "ids with BOS": tokenizer.encode("one BOS", bos=True),
+    }
+    if tokenizer.chat_template and form != "meta":
+        said["ids of a dialog"] = render(tokenizer, MESSAGES, reply=True)[0]
+    for text in STRINGS:
+        ids = tokenizer.encode(text)
+        said |= {f"ids of {text!r}": ids, f"text of the ids of {text!r}": tokenizer.decode(ids)}
+    return said
+
+
+def _to_be_stated(tokenizer: Any, form: str) -> dict[str, Any]:
+    """What the files must say in so many words, for readers that go by it where ours goes by the vocabulary."""
+    template = {"chat template": tokenizer.chat_template}
+    if form == "hf":
+        return template | dict.fromkeys(CONFIGS, controls(tokenizer.bos_id, sorted(tokenizer.stop_ids)))
+    if form == "gguf":
+        return template | {"bos, eos, add_bos": [tokenizer.bos_id, tokenizer.eos_id, tokenizer.adds_bos]}
+    return {}
+
+
+def _stated(folder: Path, form: str) -> dict[str, Any]:
+    if form == "hf":
+        template = read_json(folder / "tokenizer_config.json").get("chat_template")
+        return {"chat template": template} | {name: controls(**read_json(folder / name)) for name in CONFIGS}
+    if form == "gguf":
+        fields = gguf.read_fields(open.locate(folder)[1])
+        keys = ("bos_token_id", "eos_token_id", "add_bos_token")
+        stated = [fields.get(f"tokenizer.ggml.{key}") for key in keys]
+        return {"chat template": fields.get("tokenizer.chat_template"), "bos, eos, add_bos": stated}
+    return {}
+
+
+def _one_bos(tokenizer: Any, expected: dict[str, Any]) -> None:
+    wanted = int(tokenizer.adds_bos)
+    for name in ("ids with BOS", "ids of a dialog"):
+        count = len(list(takewhile(lambda token: token == tokenizer.bos_id, expected.get(name, []))))
+        if name in expected and count != wanted and (wanted or count > 1):
+            raise ValueError(f"{name}: there are {count} BOS tokens, there must be {'one' if wanted else 'none'}")
+
+
+def _equal_facts(reader: str, expected: dict[str, Any], found: dict[str, Any]) -> None:
+    for name, got in found.items():
+        if got != expected[name]:
+            raise ValueError(f"{reader} reads {name} as {got!r}, not {expected[name]!r}")
+
+
+def _tokens(shape: Shape, first: int | None) -> Tensor:
     generator = torch.Generator().manual_seed(SEED)
     size = (NUM_ROWS, min(NUM_TOKENS, shape.max_seq_len))
     tokens_BT = torch.randint(shape.vocab_size, size, generator=generator)
-    tokens_BT[:, 0] = tokenizer.bos_id
+    if first is not None:
+        tokens_BT[:, 0] = first
     return tokens_BT
 
 
+def _computed(
+    weights: Weights, found: Weights, tokenizer: Any, folder: Path, form: str, expected: dict, max_memory: float,
+    told: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    """Logits and a greedy reply, ours beside an independent reader's. Fills `told`, a line or numbers a reader."""
+    reader, version = {"hf": ("transformers", readers.transformers_version), "gguf": ("llama.cpp", llama_cpp.version),
+                       "meta": ("Meta's code", lambda: None)}[form]  # fmt: skip
+    told[reader] = "not installed"
+    needed = BYTES_PER_PARAM * weights.shape.num_params
+    if needed > max_memory:
+        told[reader] = "not asked, see logits"
+        return {"logits": f"not computed: {needed / 2**30:.1f} GiB are needed, {max_memory / 2**30:.1f} may be used"}
+    tokens_BT = _tokens(weights.shape, tokenizer.bos_id)
+    with torch.no_grad():
+        original_BTV = weights.model()(tokens_BT)
+    model = found.model()
+    ours = _of_llamita(model, tokenizer.stop_ids, tokens_BT)
+    told["llamita"] |= differences(original_BTV, ours.logits_BTV)
+    if not version():
+        return {"tokens": list(tokens_BT.shape)}
+    del model
+    shape = weights.shape
+    ours.facts = expected | {"number of rows": shape.vocab_size, "tied head": shape.tied,
+                             "rope_theta": shape.rope_theta, "max_seq_len": shape.max_seq_len}  # fmt: skip
+    messages = MESSAGES if "ids of a dialog" in expected else ()
+    try:
+        theirs = readers.READERS[reader](folder, tokens_BT, messages)
+    except Exception as error:  # whatever stops a foreign reader is a fault of the export
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{reader} cannot read the export: {type(error).__name__}: {reason}") from error
+    told[reader] = {"version": version()} | compare(reader, ours, theirs, *BOUNDS[reader])
+    if theirs.as_it_is_BTV is not None:
+        told[reader]["with its own roundings"] = differences(ours.logits_BTV, theirs.as_it_is_BTV)
+    return {"tokens": list(tokens_BT.shape)}
+
+
 @torch.no_grad()
-def _of_llamita(model: Llama, tokenizer: Tokenizer, configs: dict[str, Any], tokens_BT: Tensor) -> Reading:
-    """Read by our own code; `configs` holds what the two JSON files say of control tokens."""
+def _of_llamita(model: Llama, stop_ids: frozenset[int], tokens_BT: Tensor) -> Reading:
     row, reply, margins = tokens_BT[:1, :NUM_PROMPT], list[int](), list[float]()
-    while len(reply) < NUM_REPLY and tokenizer.stop_ids.isdisjoint(reply):
+    while len(reply) < NUM_REPLY and stop_ids.isdisjoint(reply):
         best = model(row)[0, -1].topk(2)
         margins.append(float(best.values[0] - best.values[1]))
         reply.append(int(best.indices[0]))
         row = torch.cat((row, best.indices[:1].view(1, 1)), dim=1)
-    facts = configs | {
-        "bos, eos, pad tokens": [tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id],
-        "number of tokens": tokenizer.vocab_size,
-        "tied head": model.output.weight is model.tok_embeddings.weight,
-        "ids with BOS": tokenizer.encode("one BOS", bos=True),
-        "ids of a dialog": render(tokenizer, MESSAGES, reply=True)[0],
-    }
-    for text in STRINGS:
-        ids = tokenizer.encode(text)
-        facts |= {f"ids of {text!r}": ids, f"text of the ids of {text!r}": tokenizer.decode(ids)}
-    return Reading(model(tokens_BT), reply, facts, margins)
+    return Reading(model(tokens_BT), reply, {}, margins)
 
 
-@torch.no_grad()
-def _of_transformers(folder: Path, tokens_BT: Tensor) -> Reading | None:
-    try:
-        transformers: Any = importlib.import_module("transformers")
-    except ImportError:
-        return None
-    transformers.logging.disable_progress_bar()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    model, loading = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-    )
-    if lost := [name for problem in loading.values() for name in problem]:
-        raise ValueError(f"no place or no value for the tensor {lost[0]}")
-    prompt = tokens_BT[:1, :NUM_PROMPT]
-    row = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=NUM_REPLY)
-    facts = {
-        "bos, eos, pad tokens": [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id],
-        "number of tokens": len(tokenizer),
-        "tied head": model.get_output_embeddings().weight is model.get_input_embeddings().weight,
-        "ids with BOS": tokenizer("one BOS")["input_ids"],
-        "ids of a dialog": tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True)["input_ids"],
-        "config.json": _controls(**model.config.to_dict()),
-        "generation_config.json": _controls(**model.generation_config.to_dict()),
-    }
-    for text in STRINGS:
-        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        facts |= {f"ids of {text!r}": ids, f"text of the ids of {text!r}": tokenizer.decode(ids)}
-    return Reading(model(tokens_BT).logits, row[0, NUM_PROMPT:].tolist(), facts)
-
-
-def _controls(bos_token_id: Any = None, eos_token_id: Any = None, **_: Any) -> list[Any]:
-    """[BOS, all stops] as a config states them."""
-    return [bos_token_id, sorted(eos_token_id, key=str) if isinstance(eos_token_id, list) else [eos_token_id]]
-
-
-def _compare(reader: str, expected: Reading, found: Reading) -> dict[str, Any]:
-    """The differences in numbers. Raises ValueError naming the reader and the first thing out of bounds."""
-    for name, wanted in expected.facts.items():
-        if found.facts[name] != wanted:
-            raise ValueError(f"{reader} reads {name} as {found.facts[name]!r}, not {wanted!r}")
-    diff_BTV = (found.logits_BTV.double() - expected.logits_BTV.double()).abs()
-    log_p_BTV, log_q_BTV = (x.logits_BTV.double().log_softmax(-1) for x in (expected, found))
+def differences(expected_BTV: Tensor, found_BTV: Tensor) -> dict[str, float]:
+    """How far logits are apart: the largest and the mean difference, and the mean KL divergence in nats."""
+    diff_BTV = (found_BTV.double() - expected_BTV.double()).abs()
+    log_p_BTV, log_q_BTV = (x.double().log_softmax(-1) for x in (expected_BTV, found_BTV))
     kl = float((log_p_BTV.exp() * (log_p_BTV - log_q_BTV)).sum(-1).mean())
-    scale, worst = max(1.0, float(expected.logits_BTV.std())), float(diff_BTV.max())
-    if not (worst <= MAX_LOGIT_DIFF * scale and kl <= MAX_KL * scale**2):
+    return {"max_logit_diff": float(diff_BTV.max()), "mean_logit_diff": float(diff_BTV.mean()), "mean_kl": kl}
+
+
+def compare(reader: str, expected: Reading, found: Reading, max_diff: float, max_kl: float) -> dict[str, Any]:
+    """The differences in numbers; the bounds are in units of the logits' std where that is above 1.
+
+    Raises ValueError naming the reader and the first thing out of bounds.
+    """
+    _equal_facts(reader, expected.facts, found.facts)
+    scale = max(1.0, float(expected.logits_BTV.std()))
+    seen = differences(expected.logits_BTV, found.logits_BTV)
+    worst, kl = seen["max_logit_diff"], seen["mean_kl"]
+    if not (worst <= max_diff * scale and kl <= max_kl * scale**2):
         raise ValueError(
-            f"{reader} computes other logits: off by up to {worst:.3g} (bound {MAX_LOGIT_DIFF * scale:.3g}), "
-            f"mean KL {kl:.3g} (bound {MAX_KL * scale**2:.3g})"
+            f"{reader} computes other logits: off by up to {worst:.3g} (bound {max_diff * scale:.3g}), "
+            f"mean KL {kl:.3g} (bound {max_kl * scale**2:.3g})"
         )
     for step, (wanted, got) in enumerate(zip_longest(expected.reply, found.reply)):
-        if wanted != got and (wanted is None or expected.margins[step] > 2 * MAX_LOGIT_DIFF * scale):
+        if wanted != got and (wanted is None or expected.margins[step] > 2 * max_diff * scale):
             raise ValueError(f"{reader} continues with token {got} at step {step}, not {wanted}")
         if wanted != got:  # a tie within the bound: what follows may part
             break
-    return {
-        "max_logit_diff": worst,
-        "mean_logit_diff": float(diff_BTV.mean()),
-        "mean_kl": kl,
-        "reply_tokens": len(expected.reply),
-        "equal_facts": len(expected.facts),
-    }
+    return seen | {"bound": max_diff * scale, "reply_tokens": len(expected.reply), "equal_facts": len(found.facts)}

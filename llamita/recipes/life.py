@@ -26,7 +26,7 @@ from llamita.data.read import Document, documents
 from llamita.data.sampler import Sampler
 from llamita.data.shards import Corpus
 from llamita.eval import bits
-from llamita.recipes import stages, stdlib, vocabularies
+from llamita.recipes import convert, stages, stdlib, vocabularies
 from llamita.recipes.runs import demo as demo_run
 from llamita.recipes.runs import sft as sft_run
 from llamita.recipes.runs import sources
@@ -279,7 +279,7 @@ def demo(folder: Path, life: Life) -> dict[str, Any]:
     with lived.stage("fine-tuning", f"{len(conversations):,} conversations, loss on the assistant's tokens only"):
         lived.finetune(conversations)
     with lived.stage("export", "a Hugging Face folder, read back and compared"):
-        proof = stages.export(folder / "sft", folder / "model")
+        proof = convert.convert(folder / "sft", folder / "model")
     with lived.stage("evaluation", "the whole held-out text, and a few questions"):
         results = lived.results(corpus, tokenizer, conversations)
     results |= {"stages": lived.stages(), "proof": proof}

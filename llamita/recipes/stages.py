@@ -1,7 +1,6 @@
 """The stages of a life as functions over folders; every verb of the command line is a thin call of one."""
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -17,12 +16,12 @@ from llamita.data.pack import PackedRows
 from llamita.data.read import Document, Reader
 from llamita.data.shards import Corpus
 from llamita.eval import bits
-from llamita.formats import hf
-from llamita.formats.proof import prove
+from llamita.formats import open
 from llamita.model.llama import Llama
 from llamita.model.llama import build as build_model
 from llamita.serve.engine import Engine, Sampling
 from llamita.tokenizer import Tokenizer
+from llamita.tokenizer.carried import AnyTokenizer
 from llamita.tokenizer.chat import render
 from llamita.train import state
 from llamita.train.loop import Trainer, Watch
@@ -99,16 +98,18 @@ def finetune(
     return trainer.fit()
 
 
-def open_model(path: Path, device: str = "cpu") -> tuple[Llama, Tokenizer]:
-    """Model and tokenizer of a run folder (its newest whole checkpoint) or of a Hugging Face folder."""
-    if (path / "config.json").is_file():
-        return hf.read(path, device=device), Tokenizer.load(path)
+def open_model(path: Path, device: str = "cpu") -> tuple[Llama, AnyTokenizer]:
+    """Model and tokenizer of a run folder (its newest whole checkpoint), or of a model in any format."""
     if not (path / "run.toml").is_file():
-        raise ValueError(f"{path} is neither a run folder (run.toml) nor a model folder (config.json)")
-    found = newest(path)
-    model = build_model(config.load(Run, found / "run.toml").shape, device=device)
-    state.load_weights(found, model)
+        return open.read(path).model(device=device), open.tokenizer(path)
+    model = build_model(newest_run(path).shape, device=device)
+    state.load_weights(newest(path), model)
     return model, Tokenizer.load(path / "tokenizer")
+
+
+def newest_run(run_folder: Path) -> Run:
+    """The settings in the newest whole checkpoint of a run. Raises ValueError when there is none."""
+    return config.load(Run, newest(run_folder) / "run.toml")
 
 
 def newest(run_folder: Path) -> Path:
@@ -117,23 +118,6 @@ def newest(run_folder: Path) -> Path:
     if found is None:
         raise ValueError(f"{run_folder} has no whole checkpoint yet: train it first")
     return found
-
-
-def export(path: Path, out: Path, card: str | None = None) -> dict:
-    """Write the model at `path` as a Hugging Face folder, read it back and prove it equal. Returns the proof.
-
-    Raises ValueError naming what differs; `out` then stays as it was, so what stands there has always been proved.
-    """
-    model, tokenizer = open_model(path)
-    out = out.resolve()
-    aside = out.with_name(f".{out.name}.unproved")
-    try:
-        hf.write(model, tokenizer, aside, card=card)
-        proof = prove(model, tokenizer, aside)
-        hf.swap(aside, out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return proof
 
 
 def scorer(model: Llama, precision: str = "fp32") -> bits.Nll:
@@ -166,7 +150,7 @@ def _score_rows(window: int, vocab_size: int) -> int:
     return max(1, 2**26 // (window * vocab_size))
 
 
-def heldout_text(corpus: Corpus, tokenizer: Tokenizer) -> bytes:
+def heldout_text(corpus: Corpus, tokenizer: AnyTokenizer) -> bytes:
     """The held-out documents' own bytes, one after another."""
     split = corpus.split("heldout")
     return b"".join(tokenizer.decode_bytes(split.tokens(index)[1:-1].tolist()) for index in range(len(split)))
@@ -215,7 +199,7 @@ def _samples(tokenizer: Tokenizer, prompts: list[str]) -> Callable:
     return lambda model: _completed(Engine(model, tokenizer), prompts, ids)
 
 
-def _replies(tokenizer: Tokenizer, conversations: list[list[sft.Message]]) -> Callable:
+def _replies(tokenizer: AnyTokenizer, conversations: list[list[sft.Message]]) -> Callable:
     """What the model answers to the first message of each conversation."""
     ids = [render(tokenizer, messages[:1], reply=True)[0] for messages in conversations]
     return lambda model: _completed(

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from llamita.model.cache import KVCache
 from llamita.model.llama import Llama
 from llamita.serve.sample import Sampling, choose, row_generators
-from llamita.tokenizer import Tokenizer
+from llamita.tokenizer.carried import AnyTokenizer
 
 # Prompts beyond this many wait, which bounds the KV cache; no row's text depends on it.
 MAX_ROWS = 32
@@ -108,7 +108,7 @@ class _Row:
 class Engine:
     """A model and its tokenizer, ready to write. Raises ValueError when they do not belong together."""
 
-    def __init__(self, model: Llama, tokenizer: Tokenizer):
+    def __init__(self, model: Llama, tokenizer: AnyTokenizer):
         if model.shape.vocab_size < tokenizer.vocab_size:
             raise ValueError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.shape.vocab_size}:"
@@ -131,7 +131,10 @@ class Engine:
                     f"prompt {number} has {len(prompt)} tokens, but max_seq_len {limit} leaves room"
                     f" for {limit - 1}: shorten it"
                 )
-        prompts = [list(prompt) or [self.tokenizer.bos_id] for prompt in prompts]
+        empty = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
+        prompts = [list(prompt) or empty for prompt in prompts]
+        if not all(prompts):
+            raise ValueError("this model has no BOS to begin with: give a prompt")
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         rows: list[_Row] = []
         for prompt, generator in zip(prompts, row_generators(prompts, seed), strict=True):

@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from llamita.formats import hf
+from llamita.formats import open
 from llamita.model.llama import Llama
 from llamita.serve.engine import Engine, Sampling
-from llamita.tokenizer import Tokenizer
+from llamita.tokenizer.carried import AnyTokenizer
 from llamita.tokenizer.chat import render
 
 
 class LLM:
     """`LLM.load(folder)`, then `generate`, `chat`, `logprobs`; `sampling` takes the fields of `Sampling`."""
 
-    def __init__(self, model: Llama, tokenizer: Tokenizer):
+    def __init__(self, model: Llama, tokenizer: AnyTokenizer):
         self.model = model
         self.tokenizer = tokenizer
         self.engine = Engine(model, tokenizer)
@@ -32,21 +32,14 @@ class LLM:
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> "LLM":
-        """Read a Hugging Face model folder, or a run folder with one in `model/`.
+        """Read a model in any format (Hugging Face, Meta, GGUF, llama2.c), or a run folder with one in `model/`.
 
         By default on the GPU in bfloat16 if there is one, else on the CPU in float32. Raises ValueError for
-        any other folder.
+        anything else.
         """
-        path = Path(path)
-        folder = next((folder for folder in (path, path / "model") if (folder / "config.json").is_file()), None)
-        if folder is None:
-            raise ValueError(
-                f"{path} is no model: it holds neither config.json (a Hugging Face model folder)"
-                " nor model/config.json (a run folder that has been exported)"
-            )
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-        return cls(hf.read(folder, device=device, dtype=dtype), Tokenizer.load(folder))
+        return cls(open.read(path).model(device=device, dtype=dtype), open.tokenizer(path))
 
     def generate(
         self, prompt: str | Sequence[str], *, stream: bool = False, **sampling: Any
@@ -67,7 +60,7 @@ class LLM:
 
     @torch.inference_mode()
     def logprobs(self, text: str) -> list[tuple[str, float]]:
-        """Each token of `text` and ln p(token | BOS and the tokens before it).
+        """Each token of `text` and ln p(token | BOS and the tokens before it); a model without BOS has no first one.
 
         Raises ValueError when BOS and the text are longer than max_seq_len.
         """
@@ -80,7 +73,7 @@ class LLM:
         tokens_1T = torch.tensor([tokens], device=self.model.tok_embeddings.weight.device)
         logprobs_TV = self.model(tokens_1T[:, :-1])[0].float().log_softmax(dim=-1)
         chosen_T = logprobs_TV.gather(-1, tokens_1T[0, 1:, None])
-        pieces = [self.tokenizer.decode([token]) for token in tokens[1:]]
+        pieces = [self.tokenizer.token_bytes(token).decode("utf-8", "replace") for token in tokens[1:]]
         return list(zip(pieces, chosen_T.flatten().tolist(), strict=True))
 
     def _answer(self, prompt: list[int], stream: bool, sampling: Sampling) -> str | Iterator[str]:

@@ -8,9 +8,12 @@ No body begins with a blank, so a header's two newlines are always the same ids,
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llamita.tokenizer.llama3 import Tokenizer
+
+if TYPE_CHECKING:
+    from llamita.tokenizer.carried import CarriedTokenizer
 
 HEADERS = {"system": "system", "user": "user", "assistant": "assistant", "tool": "ipython"}
 HEADERS_3_1 = {**HEADERS, "ipython": "ipython"}
@@ -47,7 +50,7 @@ def format_of(template: str) -> str:
 
 
 def render(
-    tokenizer: Tokenizer,
+    tokenizer: "Tokenizer | CarriedTokenizer",
     messages: Sequence[Mapping[str, Any]],
     *,
     reply: bool = False,
@@ -65,7 +68,12 @@ def render(
     the role tool, whose content may be any JSON; an assistant's message may have, in place of its content,
     "tool_calls": [{"function": {"name", "arguments"}}], one call with its arguments as a mapping.
     Nothing in messages or tools is ever read for special tokens. ValueError on anything else.
+    A carried tokenizer writes the dialog with its own template (`CarriedTokenizer.render`) and takes none of the rest.
     """
+    if not isinstance(tokenizer, Tokenizer):
+        if tools is not None or date is not None or builtin_tools is not None:
+            raise ValueError("tools and a date are for the llama3.1 format; this tokenizer has a template of its own")
+        return tokenizer.render(messages, reply=reply)
     if not messages:
         raise ValueError("a dialog needs at least one message")
     if tokenizer.chat_format == "llama3.1":

@@ -5,10 +5,13 @@ import json
 import os
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llamita.tokenizer.chat import TEMPLATES
 from llamita.tokenizer.llama3 import FILE_NAME, PATTERN, Tokenizer
+
+if TYPE_CHECKING:
+    from llamita.tokenizer.carried import CarriedTokenizer
 
 
 def _byte_letters() -> list[str]:
@@ -21,7 +24,8 @@ def _byte_letters() -> list[str]:
 LETTERS = _byte_letters()
 
 
-def _spell(token: bytes) -> str:
+def spell(token: bytes) -> str:
+    """A token's name in tokenizer.json and GGUF: a letter for each byte."""
     return "".join(LETTERS[byte] for byte in token)
 
 
@@ -33,33 +37,50 @@ def merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
         halves = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
         known = [(a, b) for a, b in halves if a in ranks and b in ranks]
         known.sort(key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
-        pairs += ((_spell(a), _spell(b)) for a, b in known)
+        pairs += ((spell(a), spell(b)) for a, b in known)
     return pairs
+
+
+def byte_level(use_regex: bool) -> dict[str, Any]:
+    """The step of a tokenizer.json that spells bytes in LETTERS, with or without GPT-2's split before it."""
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+
+
+def split(pattern: str) -> dict[str, Any]:
+    """The step of a tokenizer.json that parts a text at what the pattern finds, and keeps all of it."""
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def added_token(name: str, i: int, special: bool = True) -> dict[str, Any]:
+    """An entry of a tokenizer.json's added_tokens: found in a text as it stands, with nothing around it."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": special}
+    return {"id": i, "content": name, **flags}
+
+
+def begins_with(bos: str, bos_id: int) -> dict[str, Any]:
+    """The post-processor of a tokenizer.json that puts BOS before a text."""
+    bos_piece = {"SpecialToken": {"id": bos, "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
+    return {
+        "type": "TemplateProcessing",
+        "single": [bos_piece, first],
+        "pair": [bos_piece, first, {"SpecialToken": {"id": bos, "type_id": 1}}, second],
+        "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
+    }
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     """The content of tokenizer.json, as Hugging Face's `tokenizers` reads it."""
-    bos = "<|begin_of_text|>"
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
-    bos_piece = {"SpecialToken": {"id": bos, "type_id": 0}}
-    first, second = ({"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB"))
-    add_bos = {
-        "type": "TemplateProcessing",
-        "single": [bos_piece, first],
-        "pair": [bos_piece, first, {"SpecialToken": {"id": bos, "type_id": 1}}, second],
-        "special_tokens": {bos: {"id": bos, "ids": [tokenizer.bos_id], "tokens": [bos]}},
-    }
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    letters, add_bos = byte_level(use_regex=False), begins_with("<|begin_of_text|>", tokenizer.bos_id)
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": i, "content": name, **flags} for name, i in tokenizer.specials.items()],
+        "added_tokens": [added_token(name, i) for name, i in tokenizer.specials.items()],
         "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-        "post_processor": {"type": "Sequence", "processors": [byte_level, add_bos]},
-        "decoder": byte_level,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split(PATTERN), letters]},
+        "post_processor": {"type": "Sequence", "processors": [letters, add_bos]},
+        "decoder": letters,
         "model": {
             "type": "BPE",
             "dropout": None,
@@ -69,7 +90,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": True,
-            "vocab": {_spell(token): rank for rank, token in enumerate(tokenizer.tokens)},
+            "vocab": {spell(token): rank for rank, token in enumerate(tokenizer.tokens)},
             "merges": merges(tokenizer),
         },
     }
@@ -96,6 +117,11 @@ def write(tokenizer: Tokenizer, folder: Path) -> None:
         "tokenizer_config.json": json.dumps(_tokenizer_config(tokenizer), indent=2).encode(),
         FILE_NAME: b"".join(lines),
     }
+    replace_files(folder, files)
+
+
+def replace_files(folder: Path, files: dict[str, bytes]) -> None:
+    """Write the named files into `folder` in their order, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         half = folder / f".{name}.half"
@@ -103,15 +129,20 @@ def write(tokenizer: Tokenizer, folder: Path) -> None:
         os.replace(half, folder / name)
 
 
-def gguf_fields(tokenizer: Tokenizer) -> dict[str, Any]:
+def gguf_fields(tokenizer: "Tokenizer | CarriedTokenizer") -> dict[str, Any]:
     """The tokenizer's part of a GGUF file's metadata, key for key, in plain Python types.
 
     `pre` names llama.cpp's own copy of Llama 3's split; token types are its 1 (normal) and 3 (control).
+    ValueError for a carried tokenizer that llama.cpp could not run as it is.
     """
+    if not isinstance(tokenizer, Tokenizer):
+        from llamita.tokenizer.llamacpp import carried_fields  # it needs this module first
+
+        return carried_fields(tokenizer)
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "llama-bpe",
-        "tokenizer.ggml.tokens": [*map(_spell, tokenizer.tokens), *tokenizer.specials],
+        "tokenizer.ggml.tokens": [*map(spell, tokenizer.tokens), *tokenizer.specials],
         "tokenizer.ggml.token_type": [1] * len(tokenizer.tokens) + [3] * len(tokenizer.specials),
         "tokenizer.ggml.merges": [f"{a} {b}" for a, b in merges(tokenizer)],
         "tokenizer.ggml.bos_token_id": tokenizer.bos_id,
@@ -124,7 +155,7 @@ def gguf_fields(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def write_gguf(tokenizer: Tokenizer, path: Path) -> None:
+def write_gguf(tokenizer: "Tokenizer | CarriedTokenizer", path: Path) -> None:
     """A GGUF file of the vocabulary alone, as llama.cpp loads with `vocab_only`; whole or not at all."""
     import gguf
 

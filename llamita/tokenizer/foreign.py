@@ -12,7 +12,7 @@ from llamita.tokenizer.vocabulary import JSON_NAME, PROBE, PieceTable, read_file
 _BYTE_OF = {letter: byte for byte, letter in enumerate(LETTERS)}
 
 
-def _byte_level(name: str) -> bytes:
+def byte_level_bytes(name: str) -> bytes:
     """A token's bytes by GPT-2's letters; a name with others stands for itself, as the library has it."""
     if any(letter not in _BYTE_OF for letter in name):
         return name.encode()
@@ -50,7 +50,7 @@ class JsonTokenizer(PieceTable):
             tokenizer.model.dropout = None
         self._tokenizer = tokenizer
         byte_level = "ByteLevel" in [kind["type"] for kind in [decoder, *decoder.get("decoders", [])] if kind]
-        read = _byte_level if byte_level else piece_bytes
+        read = byte_level_bytes if byte_level else piece_bytes
         added = tokenizer.get_added_tokens_decoder()
         names = {i: name for name, i in tokenizer.get_vocab().items()}
         pieces = {i: name.encode() if i in added else read(name) for i, name in names.items()}

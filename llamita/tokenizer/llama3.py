@@ -102,9 +102,12 @@ class Tokenizer:
     """Ids for text and text for ids.
 
     `tokens[rank]` holds the bytes of an ordinary id; `specials` maps the 256 names to the ids behind them;
-    `chat_format` names the dialog format that `chat.render` writes: "llama3" or "llama3.1".
+    `chat_format` names the dialog format that `chat.render` writes: "llama3" or "llama3.1"; `adds_bos` says that
+    a text begins with BOS.
     ValueError if a byte is without a token, if tokens repeat, or if one is longer than MAX_TOKEN_BYTES.
     """
+
+    adds_bos = True
 
     def __init__(self, tokens: Sequence[bytes], chat_format: str = "llama3"):
         ranks = {token: rank for rank, token in enumerate(tokens)}
@@ -227,6 +230,13 @@ class Tokenizer:
     def is_special(self, token_id: int) -> bool:
         """Whether the id is a special token's, which stands for no text."""
         return len(self.tokens) <= token_id < self.vocab_size
+
+    @property
+    def chat_template(self) -> str:
+        """The Jinja template of `chat_format`, as other programs run it."""
+        from llamita.tokenizer.chat import TEMPLATES  # chat.py needs this module first
+
+        return TEMPLATES[self.chat_format]
 
     @cached_property
     def fingerprint(self) -> str:

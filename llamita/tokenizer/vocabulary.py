@@ -2,9 +2,9 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Set
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from llamita.tokenizer.llama3 import FILE_NAME, MAX_FILE_BYTES, Tokenizer
 
@@ -50,7 +50,7 @@ class PieceTable(ABC):
     ValueError if the bytes of a text's ids are not that text: such a vocabulary cannot be counted by the byte.
     """
 
-    def __init__(self, pieces: Mapping[int, bytes], *, fallback: Container[int], special: Container[int]):
+    def __init__(self, pieces: Mapping[int, bytes], *, fallback: Container[int], special: Set[int]):
         self._pieces = pieces
         self._fallback = fallback
         self._special = special
@@ -116,6 +116,19 @@ def read_file(path: str | Path, name: str) -> tuple[Path, bytes]:
     return file, file.read_bytes()
 
 
+def kind_of(file: Path) -> Literal["ranks", "sentencepiece", "json"] | None:
+    """What kind of vocabulary a file looks like by its first bytes; None where it is no file, or none of them."""
+    head = b""
+    if file.is_file():
+        with file.open("rb") as opened:
+            head = opened.read(4096)
+    if _FIRST_RANK.match(head):
+        return "ranks"
+    if head.startswith(b"\n"):  # the key of a protobuf's first field, which is a piece
+        return "sentencepiece"
+    return "json" if head.startswith(b"{") else None
+
+
 def open_vocabulary(path: str | Path) -> Vocabulary:
     """The vocabulary in a file, told by its content, or in a folder, where tokenizer.model comes first.
 
@@ -127,15 +140,12 @@ def open_vocabulary(path: str | Path) -> Vocabulary:
     path = Path(path)
     if path.is_dir():
         path = next((path / name for name in (FILE_NAME, JSON_NAME) if (path / name).is_file()), path)
-    head = b""
-    if path.is_file():
-        with path.open("rb") as file:
-            head = file.read(4096)
-    if _FIRST_RANK.match(head):
+    kind = kind_of(path)
+    if kind == "ranks":
         return Tokenizer.load(path)
-    if head.startswith(b"\n"):  # the key of a protobuf's first field, which is a piece
+    if kind == "sentencepiece":
         return SentencePieceTokenizer.load(path)
-    if head.startswith(b"{"):
+    if kind == "json":
         return JsonTokenizer.load(path)
     raise ValueError(
         f"{path}: no vocabulary; give a {FILE_NAME} of tiktoken ranks or of SentencePiece, a {JSON_NAME} of "

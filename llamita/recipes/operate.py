@@ -1,0 +1,49 @@
+"""Surgery as a stage: open a model, change it, say by how much the logits moved that must not, write it with proof."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from llamita import log
+from llamita.formats import surgery
+from llamita.formats.proof import BYTES_PER_PARAM
+from llamita.formats.weights import Weights
+from llamita.recipes import card, convert
+from llamita.runtime import free_memory
+
+Operation = Callable[[Weights, Any], tuple[Weights, Any]]
+
+
+def operate(
+    path: Path, out: Path, operation: Operation, done: str, *, kept: Callable[[Weights, Any, Weights], dict] | None
+) -> dict[str, Any]:
+    """Write `operation` of the model at `path` as a model folder; `done` says in the card what it was.
+
+    `kept(before, tokenizer, after)` gives the arguments of `logits_kept` under which no logit may move; None where
+    all may. Returns the proof. Raises ValueError as the operation, or when a logit moved.
+    """
+    weights, tokenizer = convert.open_any(path)
+    changed, new_tokenizer = operation(weights, tokenizer)
+    facts = card.known(path)
+    facts.training.append(done)
+    if kept and BYTES_PER_PARAM * max(weights.shape.num_params, changed.shape.num_params) < free_memory():
+        named = kept(weights, tokenizer, changed)
+        moved = surgery.logits_kept(weights, changed, **named)
+        where = "at position 0" if named.get("length") == 1 else "of the tokens that stay"
+        if moved != 0:
+            raise ValueError(f"{done}: the logits {where} moved by up to {moved:.3g}, which must not be")
+        log.say(f"{done}: the logits {where} are equal bit by bit")
+    elif kept:
+        log.say(f"{done}: logits not compared, the model does not fit into memory")
+    return convert.write(changed, new_tokenizer, out, form="hf", kind=None, facts=facts)
+
+
+def layers(spans: Sequence[str]) -> list[int]:
+    """["0-3", "6"] -> [0, 1, 2, 3, 6]. Raises ValueError for anything else."""
+    found: list[int] = []
+    for span in spans:
+        first, _, last = span.partition("-")
+        if not (first.isdecimal() and (last or first).isdecimal()) or int(last or first) > 10_000:
+            raise ValueError(f"{span!r} is no layer and no span of layers: write 5, or 0-3")
+        found += range(int(first), int(last or first) + 1)
+    return found
