@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from llamita.formats import gguf, llama_cpp
-from llamita.formats.names import to_interleaved
 from llamita.formats.gguf_header import read_header
+from llamita.formats.names import to_interleaved
 from llamita.model import rope
 from llamita.model.llama import build
 from llamita.model.shape import RopeScaling, Shape
@@ -23,6 +23,7 @@ TEXTS = ["the  123 <|eot_id|>\n", " ", "", "naïve 👍\x00"]
 MESSAGES = [{"role": "user", "content": "the 12?"}]
 SMOLLM2 = Path(__file__).parents[1] / ".venv/smollm2"
 BOUND = 5e-4
+FIELDS = emit.gguf_fields(TOKENIZER)
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +49,7 @@ def random_model(**changes):
     return model
 
 
-def written(path, model, permuted=True, scaled=True, changes=None):
+def written(path, model, permuted=True, scaled=True, fields=FIELDS):
     """A GGUF file by the gguf library alone, F32."""
     shape, names = model.shape, gguf_py.get_tensor_name_map(gguf_py.MODEL_ARCH.LLAMA, model.shape.num_layers)
     writer = gguf_py.GGUFWriter(path, "llama")
@@ -61,7 +62,7 @@ def written(path, model, permuted=True, scaled=True, changes=None):
     writer.add_head_count_kv(shape.num_kv_heads)
     writer.add_layer_norm_rms_eps(shape.norm_eps)
     writer.add_rope_freq_base(shape.rope_theta)
-    for key, value in (emit.gguf_fields(TOKENIZER) | (changes or {})).items():
+    for key, value in fields.items():
         add = {list: "array", bool: "bool", int: "uint32", str: "string"}[type(value)]
         getattr(writer, f"add_{add}")(key, value)
     if scaled and shape.rope_scaling:
@@ -130,7 +131,7 @@ def test_a_spoiled_file_gives_other_logits(tmp_path, fault):
 def test_a_reply_ends_at_a_stop(tmp_path):
     model = random_model()
     first, second = ask(written(tmp_path / "a.gguf", model), model).reply[:2]
-    found = ask(written(tmp_path / "b.gguf", model, changes={"tokenizer.ggml.eot_token_id": second}), model)
+    found = ask(written(tmp_path / "b.gguf", model, fields=FIELDS | {"tokenizer.ggml.eot_token_id": second}), model)
     assert found.reply == [first, second] and second in found.stop_ids
 
 
@@ -172,7 +173,7 @@ def test_a_damaged_file_is_one_line(tmp_path, damage):
 )
 def test_what_llama_cpp_refuses(tmp_path, changes, words):
     model = random_model()
-    path = written(tmp_path / "a.gguf", model, changes=changes)
+    path = written(tmp_path / "a.gguf", model, fields=FIELDS | changes)
     with pytest.raises(ValueError, match=words) as error:
         ask(path, model)
     assert "\n" not in str(error.value)
@@ -230,9 +231,9 @@ def test_smollm2():
 def test_a_sentencepiece_vocabulary(tmp_path, shared_data):
     """Its texts begin with a blank of the vocabulary's own, which is no text."""
     fields, _ = read_header(shared_data / "tokenizers/ggml-vocab-llama-spm.gguf")
-    changes = {key: value for key, value in fields.items() if key.startswith("tokenizer.")}
+    fields = {key: value for key, value in fields.items() if key.startswith("tokenizer.")}
     model = random_model(vocab_size=len(fields["tokenizer.ggml.tokens"]))
-    found = ask(written(tmp_path / "a.gguf", model, changes=changes), model)
+    found = ask(written(tmp_path / "a.gguf", model, fields=fields), model)
     assert found.texts == TEXTS and found.dialog is None
     assert found.adds_bos and all(row[0] == 1 for row in found.ids_with_bos)
 

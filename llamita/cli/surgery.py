@@ -67,18 +67,11 @@ def average(models: Positional[tuple[Path, ...]], out: Folder, shares: tuple[flo
         out: Model folder to write.
         shares: The weight of each model; equal unless given.
     """
-    from llamita.formats import surgery
-    from llamita.recipes import convert
-    from llamita.recipes.operate import operate
+    from llamita.recipes import operate
 
     if len(models) < 2:
         raise ValueError(f"an average is of two models or more, not of {len(models)}")
-    others = [convert.open_any(path)[0] for path in models[1:]]
-    told(operate(
-        models[0], out,
-        lambda weights, tokenizer: (surgery.average([weights, *others], shares or None), tokenizer),
-        f"average of {len(models)} models", kept=None,
-    ))  # fmt: skip
+    told(operate.average(models, out, shares))
 
 
 def lora(model: Positional[Path], adapter: Positional[Path], out: Folder) -> None:

@@ -35,7 +35,22 @@ def operate(
         log.say(f"{done}: the logits {where} are equal bit by bit")
     elif kept:
         log.say(f"{done}: logits not compared, the model does not fit into memory")
+    else:
+        log.say(f"{done}: logits may move, so only the export is proved")
     return convert.write(changed, new_tokenizer, out, form="hf", kind=None, facts=facts)
+
+
+def average(paths: Sequence[Path], out: Path, shares: Sequence[float]) -> dict[str, Any]:
+    """The mean of models of one shape and one tokenizer, the first one's. Raises ValueError as `surgery.average`."""
+    others = [convert.open_any(path) for path in paths[1:]]
+
+    def mean(weights: Weights, tokenizer: Any) -> tuple[Weights, Any]:
+        for path, (_, other) in zip(paths[1:], others, strict=True):
+            if other.fingerprint != tokenizer.fingerprint:
+                raise ValueError(f"{path} has another tokenizer than {paths[0]}: their mean would speak neither")
+        return surgery.average([weights, *(model for model, _ in others)], shares or None), tokenizer
+
+    return operate(paths[0], out, mean, f"average of {len(paths)} models", kept=None)
 
 
 def layers(spans: Sequence[str]) -> list[int]:
