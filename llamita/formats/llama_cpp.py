@@ -108,13 +108,12 @@ def quantize(source: Path, out: Path, kind: str) -> list[str]:
 
 def _run(question: dict[str, Any]) -> None:
     """Have this module answer as a program, which finds what Python finds here. Raises ValueError with its reason."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "GGML_NO_BACKTRACE": "1"}
-    environment["OMP_WAIT_POLICY"] = "passive"  # else threads that wait keep busy, and slow each other by ten times
+    # Threads that wait actively slow each other by ten times on a busy machine.
+    settings = dict(PYTHONPATH=os.pathsep.join(sys.path), GGML_NO_BACKTRACE="1", OMP_WAIT_POLICY="passive")
     done = subprocess.run(
-        [sys.executable, "-P", "-m", __name__],
+        ["env", *(f"{name}={value}" for name, value in settings.items()), sys.executable, "-P", "-m", __name__],
         input=json.dumps(question).encode(),
         capture_output=True,
-        env=environment,
     )
     if done.returncode:
         lines = [line.strip() for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
