@@ -248,6 +248,15 @@ def test_mutants_of_the_file(folder, mutant, words):
     fails(folder, *words)
 
 
+def test_a_zero_of_the_other_sign(tmp_path):
+    model = random_model()
+    with torch.no_grad():
+        model.norm.weight[0] = 0.0
+    with replacing(tmp_path / "model") as new:
+        hf.write(changed("norm.weight", lambda w: torch.where(w == 0, -w, w))(Weights.of(model)), TOKENIZER, new, "F32")
+    fails(tmp_path / "model", "norm.weight", "1 values", weights=Weights.of(model))
+
+
 def test_weights_that_are_not_finite(tmp_path):
     model = random_model()
     with torch.no_grad():

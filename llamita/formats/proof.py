@@ -27,6 +27,7 @@ CONFIGS = ("config.json", "generation_config.json")
 # Root mean square of what llama.cpp's own quantizer may change, of the tensor's: it is 0.02 (Q6_K) to 0.08 (Q4_K)
 # for normally distributed weights, and 1.4 for another tensor of the same kind.
 MAX_QUANTIZATION_RMS = 0.15
+ROWS = 4096  # compared at a time, so that no third copy of a tensor is needed
 # Largest difference of logits in units of their std where that is above 1, and mean KL (off by d, they differ by at
 # most about d^2). Measured in float32 at std 1.3: transformers is 1e-5 away, llama.cpp 4e-5; rotary rows in the wrong
 # order cost 6.8, missing rotary scaling 0.04 within 16 tokens.
@@ -85,19 +86,26 @@ def _same_tensors(weights: Weights, found: Weights, *, exact: bool) -> int:
     near it. Returns how many were compared.
     """
     for name, kind in found.kinds.items():
-        original, stored = weights.load(name), found.load(name)
-        if not exact and kind not in DTYPES:
-            rms = float((stored.double() - original.double()).norm() / original.double().norm())
-            if not rms <= MAX_QUANTIZATION_RMS:
-                raise ValueError(f"tensor {name} differs by {rms:.3g} of its size after quantization to {kind}")
-            continue
-        rounded = gguf.stored(original, kind)
-        if not rounded.isfinite().all():
-            raise ValueError(f"tensor {name} holds values that are not finite in {kind}")
-        if not torch.equal(rounded.view(torch.uint8), stored.contiguous().view(torch.uint8)):
-            diff = (rounded.double() - stored.double()).abs()
-            raise ValueError(f"tensor {name} differs in {diff.count_nonzero()} values, by up to {diff.max():.3g}")
+        _same_tensor(name, kind, weights.load(name), found.load(name), exact or kind in DTYPES)
     return len(found.kinds)
+
+
+def _same_tensor(name: str, kind: str, original: Tensor, stored: Tensor, exact: bool) -> None:
+    num_wrong, worst, change, size = 0, 0.0, 0.0, 0.0
+    for part, back in zip(original.split(ROWS), stored.split(ROWS), strict=True):
+        rounded = gguf.stored(part, kind) if exact else part
+        if not (rounded.isfinite().all() and back.isfinite().all()):
+            raise ValueError(f"tensor {name} holds values that are not finite in {kind}")
+        if exact and torch.equal(rounded.view(torch.uint8), back.contiguous().view(torch.uint8)):
+            continue
+        diff = (rounded.double() - back.double()).abs()
+        num_wrong, worst = num_wrong + max(1, int(diff.count_nonzero())), max(worst, float(diff.max()))
+        change, size = change + float(diff.square().sum()), size + float(rounded.double().square().sum())
+    if exact and num_wrong:
+        raise ValueError(f"tensor {name} differs in {num_wrong} values, by up to {worst:.3g}")
+    if not exact and not change <= MAX_QUANTIZATION_RMS**2 * size:
+        rms = (change / size) ** 0.5 if size else float("inf")
+        raise ValueError(f"tensor {name} differs by {rms:.3g} of its size after quantization to {kind}")
 
 
 def facts(tokenizer: Any, form: str) -> dict[str, Any]:
