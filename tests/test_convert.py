@@ -361,3 +361,23 @@ def test_fuzzed_safetensors_read_or_raise_one_line(folder, tmp_path):
             assert "\n" not in str(error)
             failed += 1
     assert failed > 100 and read + failed == 400
+
+
+# ---- the hub ----
+
+
+def test_a_hub_name_is_fetched_without_pickles(folder, tmp_path, monkeypatch, capsys, alone):
+    hub = pytest.importorskip("huggingface_hub")
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append((name, allow_patterns))
+        return str(folder)
+
+    monkeypatch.setattr(hub, "snapshot_download", snapshot_download)
+    assert run(capsys, "import", "someone/model", "--out", tmp_path / "out")[0] == 0
+    [(name, patterns)] = asked
+    assert name == "someone/model" and not any(pattern.endswith((".bin", ".pth")) for pattern in patterns)
+    monkeypatch.setattr(hub, "hf_hub_download", lambda name, file: asked.append((name, file)) or str(folder))
+    assert convert.fetch("someone/model/q4.gguf") == folder
+    assert asked[-1] == ("someone/model", "q4.gguf")

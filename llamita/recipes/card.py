@@ -30,7 +30,7 @@ class Facts:
 def known(path: Path, license: str = "") -> Facts:
     """Facts of a run folder, or of a folder with a model card of its own (its licence)."""
     if (path / "run.toml").is_file():
-        return Facts(path.resolve().name, license, _training(path), _scores(path))
+        return Facts(path.resolve().name, license, [*_of_base(path), *_training(path)], _scores(path))
     readme = path / "README.md"
     if not license and readme.is_file() and readme.stat().st_size < MAX_CARD_BYTES:
         stated = _LICENSE.match(readme.read_text("utf-8", errors="replace"))
@@ -38,6 +38,16 @@ def known(path: Path, license: str = "") -> Facts:
     if not license and path.suffix == ".gguf":
         license = str(gguf.read_fields(path).get("general.license", ""))
     return Facts(path.resolve().stem, license, [f"converted from `{path.name}`"])
+
+
+def _of_base(folder: Path) -> list[str]:
+    """What the model that this run started from knows, where it still lies there."""
+    if not (folder / stages.BASE).is_file():
+        return []
+    base = Path((folder / stages.BASE).read_text())
+    found = known(base) if (base / "run.toml").is_file() else Facts(base.name)
+    scores = [f"{score} (before fine-tuning)" for score in found.scores]
+    return [f"fine-tuned from `{base.name}`", *found.training, *scores]
 
 
 def _training(folder: Path) -> list[str]:

@@ -28,6 +28,7 @@ from llamita.train.loop import Trainer, Watch
 from llamita.train.run import Run
 
 Sources = dict[str, str]
+BASE = "base.txt"  # in a fine-tuning run's folder: the model that it started from
 
 
 def build_corpus(docs: Iterable[Document], tokenizer: Tokenizer, out: Path, heldout_share: float) -> Corpus:
@@ -95,6 +96,7 @@ def finetune(
     watch = Watch(_reply_loss(run, heldout), _replies(tokenizer, conversations[::50][:2]))
     trainer = Trainer(run, folder, model, [rows], stage="sft", watch=watch, sources=sources)
     tokenizer.save(folder / "tokenizer")
+    (folder / BASE).write_text(str(base.resolve()))
     return trainer.fit()
 
 
