@@ -199,12 +199,13 @@ def _computed(
     except Exception as error:  # whatever stops a foreign reader is a fault of the export
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{reader} cannot read the export: {type(error).__name__}: {reason}") from error
-    also = set(theirs.facts.get("stop tokens", ())) - set(expected["stop tokens"])
-    if also and all(map(tokenizer.is_special, also)):  # llama.cpp knows names of code models' control tokens
+    # llama.cpp also ends a reply at control tokens that it knows by name from code models, such as <reponame>.
+    also = set(theirs.facts.get("stop tokens", ())) - tokenizer.stop_ids
+    also = {token for token in also if tokenizer.is_special(token)}
+    if also:
         theirs.facts["stop tokens"] = sorted(set(theirs.facts["stop tokens"]) - also)
-    told[reader] = {"version": version(), "also_stops_at": [tokenizer.decode([i]) for i in sorted(also)]} | compare(
-        reader, ours, theirs, *BOUNDS[reader]
-    )
+        told["llama.cpp also stops at"] = ", ".join(tokenizer.decode([token]) for token in sorted(also))
+    told[reader] = {"version": version()} | compare(reader, ours, theirs, *BOUNDS[reader])
     if theirs.as_it_is_BTV is not None:
         told[reader] |= _as_it_is(ours.logits_BTV, theirs.as_it_is_BTV, set(found.kinds.values()))
     return {"tokens": list(tokens_BT.shape)}
