@@ -17,6 +17,13 @@ from llamita.formats import llama_cpp
 
 NUM_PROMPT, NUM_REPLY = 8, 16
 
+# What logits are computed on.
+TEXT = """A llama is a small camel that walks in the mountains. It carries wool, hay and letters, and it hums when it is
+tired. In 1532 the first ships came; by then people had kept llamas for 4,000 years. "Why does it spit?" asked Ana. "It
+spits at other llamas," said her aunt, "mostly over food." Die Herde zieht im Regen weiter, et le berger chante.
+def herd(n): return [f"llama {i}" for i in range(n)]  # one name for each
+"""
+
 # Where tokenizers are known to part: blanks, digits, contractions, scripts, emoji, control tokens as text.
 STRINGS = (
     "",
