@@ -2,6 +2,7 @@
 
 from llamita.formats import hf
 from llamita.formats.files import replacing
+from llamita.formats.proof import seal
 from llamita.formats.weights import KINDS, Weights, check_rows
 
 
@@ -11,3 +12,4 @@ def save(model, tokenizer, folder, dtype=None, write=hf.write):
     check_rows(weights, tokenizer.vocab_size)
     with replacing(folder) as new:
         write(weights, tokenizer, new, KINDS[dtype or weights.dtype])
+        seal(new, {})

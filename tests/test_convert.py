@@ -15,6 +15,7 @@ import torch
 
 from llamita import cli
 from llamita.formats import hf, llama_cpp, open
+from llamita.formats.files import replacing
 from llamita.formats.weights import Weights, sizes
 from llamita.model.llama import build
 from llamita.model.shape import PRESETS, RopeScaling, Shape
@@ -102,8 +103,11 @@ def test_shards(tmp_path, alone, monkeypatch):
     monkeypatch.undo()
     convert.convert(tmp_path / "hf", tmp_path / "one")
     assert [path.name for path in (tmp_path / "one").glob("*.safetensors")] == ["model.safetensors"]
-    convert.convert(tmp_path / "one", tmp_path / "hf")
-    assert [path.name for path in (tmp_path / "hf").glob("*.safetensors")] == ["model.safetensors"]
+    monkeypatch.setattr(hf, "MAX_SHARD_BYTES", 30_000)
+    convert.convert(tmp_path / "one", tmp_path / "two")
+    monkeypatch.undo()
+    convert.convert(tmp_path / "one", tmp_path / "two")
+    assert [path.name for path in (tmp_path / "two").glob("*.safetensors")] == ["model.safetensors"]
 
 
 def test_transformers_reads_shards(tmp_path, monkeypatch):
@@ -196,6 +200,43 @@ def _moved(path, folder):
     return shutil.copy(path, folder / "alone")
 
 
+OWN = {"README.md": "my notes", "config.json": "{}", "thesis.tex": "years of work", "model.safetensors": "theirs"}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_what_no_export_put_there_is_never_deleted(folder, tmp_path, capsys, alone, monkeypatch, name):
+    (tmp_path / "out").mkdir()
+    assert run(capsys, "export", folder, "--out", tmp_path / "out")[0] == 0, "an empty folder may be filled"
+    (tmp_path / "out" / name).write_text(OWN[name])
+    if name in ("config.json", "model.safetensors"):
+        (tmp_path / "out/proof.json").unlink()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    monkeypatch.setattr(convert, "prove", None)  # refused before anything is written
+    monkeypatch.setattr(convert, "_write", None)
+    assert "would be deleted" in refused(capsys, "export", folder, "--out", tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_two_exports_to_one_folder_at_once(folder, tmp_path, alone):
+    with (
+        replacing(tmp_path / "out") as first,
+        pytest.raises(ValueError, match="another process is writing"),
+        replacing(tmp_path / "out"),
+    ):
+        pytest.fail("both write")
+    assert first != tmp_path / "out" and (tmp_path / "out").is_dir()
+    convert.convert(folder, tmp_path / "new")
+
+
+def test_a_kill_between_two_renames_loses_nothing(folder, tmp_path, alone):
+    convert.convert(folder, tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / ".out.old")
+    with pytest.raises(RuntimeError), replacing(tmp_path / "out"):
+        raise RuntimeError
+    assert (tmp_path / "out/proof.json").is_file() and not (tmp_path / ".out.old").exists()
+
+
 # ---- cards and Modelfiles ----
 
 
@@ -206,6 +247,11 @@ def test_a_card_carries_the_licence_of_its_source(folder, tmp_path, alone):
     text = (tmp_path / "out/README.md").read_text()
     assert text.startswith("---\nlicense: llama3.2\n") and "converted from `source`" in text
     assert card.known(copied, "mit").license == "mit"
+    for hostile in ("mit\ntags: [x]", "a b", "x" * 100):
+        with pytest.raises(ValueError, match="no licence's identifier"):
+            card.known(copied, hostile)
+    (copied / "README.md").write_text("---\nlanguage: en\n---\n# A model\nlicense: mit\n")
+    assert card.known(copied).license == ""
     assert "not stated" in card.text(Shape(**TINY), {"format": "hf", "kinds": ["F32"], "readers": {}},
                                      card.known(folder), [])  # fmt: skip
 
@@ -214,7 +260,7 @@ def rendered(template: str, messages) -> str:
     """Go's text/template as far as `modelfile.template` uses it: a range over messages with one chain of conditions."""
     body, tail = re.fullmatch(r"\{\{- \$last := \"\" \}\}\{\{ range \.Messages \}\}(.*)\{\{ end \}\}(.*)",
                                     template, re.S).groups()  # fmt: skip
-    branches = re.findall(r"\{\{- (?:else if|if|else) ?(.*?)\}\}\{\{ (\".*?(?<!\\)\") \}\}", body)
+    branches = re.findall(r"\{\{- (?:else if|if|else) ?(.*?)\}\}\{\{ (\".*?(?<!\\)\"|\"\") \}\}", body)
     text, last = "", ""
     for message in messages:
         for condition, literal in branches:
@@ -297,7 +343,7 @@ def test_conversion_streams(tmp_path):
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; before = peak(); "
         "convert.convert(Path(sys.argv[1]), Path(sys.argv[2]), form=sys.argv[3]); print((peak() - before) // 1024)"
     )
-    with convert.replacing(tmp_path / "hf") as new:
+    with replacing(tmp_path / "hf") as new:
         hf.write(weights, TOKENIZER, new)
     num_mib = 2 * shape.num_params >> 20
     assert num_mib > 500

@@ -98,6 +98,8 @@ def test_what_is_refused(folder, tmp_path, capsys):
     assert "from 0 to 2" in refused(capsys, "layers", model, "--keep", "1-7", *out)
     assert "'x'" in refused(capsys, "layers", model, "--keep", "x", *out)
     assert "give one of them" in refused(capsys, "rope", model, "--plain", "--factor", "8", *out)
+    assert "above 0" in refused(capsys, "rope", model, "--theta", "1000", "--factor", "0", *out)
+    assert "--factor" in refused(capsys, "rope", model, "--low-freq-factor", "2", *out)
     assert "already" in refused(capsys, "rope", model, *out)
     assert "adapter_model.safetensors" in refused(capsys, "lora", model, tmp_path, *out)
     other = Tokenizer([*TOKENIZER.tokens[:-1], b"zz"])

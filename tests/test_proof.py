@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from llamita import cli
 from llamita.formats import gguf, hf, llama_cpp, names, proof, readers
-from llamita.formats.files import replacing
+from llamita.formats.files import replacing, sha256
 from llamita.formats.names import to_interleaved
 from llamita.formats.weights import Weights, sizes
 from llamita.model.llama import build
@@ -72,17 +72,17 @@ def needs_transformers():
 def proved(weights, folder, form="hf", kind="F32", max_memory=PLENTY):
     with replacing(folder) as new:
         convert.FORMATS[form].write(weights, TOKENIZER, new, kind)
-        return proof.prove(weights, TOKENIZER, new, form, kind, max_memory=max_memory)
+        result = proof.prove(weights, TOKENIZER, new, form, kind, max_memory=max_memory)
+        proof.seal(new, result)
+        return result
 
 
 def fails(folder, *words, weights=WEIGHTS, kind="F32", form="hf"):
-    (folder / "proof.json").write_text("an older proof")
     with pytest.raises(ValueError) as error:
         proof.prove(weights, TOKENIZER, folder, form, kind, max_memory=PLENTY)
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
-    assert not (folder / "proof.json").exists()
 
 
 @pytest.mark.parametrize("dtype", ["F32", "BF16"])
@@ -90,7 +90,9 @@ def fails(folder, *words, weights=WEIGHTS, kind="F32", form="hf"):
 def test_a_whole_folder_is_proved(tmp_path, dtype, changes):
     needs_transformers()
     result = proved(Weights.of(random_model(**changes)), tmp_path / "model", kind=dtype)
-    assert json.loads((tmp_path / "model/proof.json").read_text()) == result
+    written = json.loads((tmp_path / "model/proof.json").read_text())
+    assert written == result | {"sha256": written["sha256"]}
+    assert written["sha256"].keys() == {path.name for path in (tmp_path / "model").iterdir()} - {"proof.json"}
     assert result["kinds"] == [dtype]
     ours, theirs = result["readers"]["llamita"], result["readers"]["transformers"]
     assert (ours["max_logit_diff"] == 0) == (dtype == "F32")
@@ -98,14 +100,14 @@ def test_a_whole_folder_is_proved(tmp_path, dtype, changes):
     assert 0 < theirs["max_logit_diff"] <= 1e-4 and theirs["mean_kl"] <= 1e-8
     assert theirs["version"]
     assert theirs["reply_tokens"] == 16 and theirs["equal_facts"] > 2 * len(readers.STRINGS)
-    assert len(result["sha256"]["model.safetensors"]) == 64
+    assert written["sha256"]["model.safetensors"] == sha256(tmp_path / "model/model.safetensors")
 
 
 @pytest.mark.parametrize("form", ["meta", "gguf"])
 def test_the_other_formats_are_proved_too(tmp_path, form):
     result = proved(WEIGHTS, tmp_path / "model", form)
     assert result["format"] == form and result["readers"]["llamita"]["max_logit_diff"] == 0
-    assert len(result["readers"]) == 2, "a reader that was not at hand is named"
+    assert len(result["readers"]) == 3 - (form == "gguf"), "a reader that was not at hand is named"
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0", "Q4_0"])
@@ -285,6 +287,8 @@ PLAIN = {"rope_type": "default", "rope_theta": 500_000.0}
         ("config.json", dict(bos_token_id=None), ["config.json", "None"]),
         ("generation_config.json", dict(eos_token_id=[0]), ["generation_config.json", "[0]"]),
         ("generation_config.json", dict(eos_token_id=TOKENIZER.eos_id), ["generation_config.json"]),
+        ("generation_config.json", dict(pad_token_id=7), ["generation settings"]),
+        ("config.json", dict(dtype="bfloat16"), ["dtype"]),
         ("tokenizer_config.json", dict(chat_template=None), ["chat template"]),
     ],
 )
@@ -311,7 +315,36 @@ def test_a_tokenizer_with_another_order_of_ranks(folder):
     fails(folder, "llamita reads ids of")
 
 
-# From here on our own reader sees nothing wrong: only transformers can tell.
+@pytest.mark.parametrize("form", ["hf", "meta"])
+def test_a_template_that_got_lost(tmp_path, form):
+    with replacing(tmp_path / "m") as new:
+        convert.FORMATS[form].write(WEIGHTS, TOKENIZER, new, "F32")
+    edit(tmp_path / "m", "tokenizer_config.json", chat_template=None)
+    fails(tmp_path / "m", "chat template", form=form)
+
+
+@pytest.mark.parametrize(
+    ("form", "kind"), [("hf", "BF16"), ("hf", "F16"), ("meta", "BF16"), ("gguf", "Q4_0"), ("gguf", "F16")]
+)
+def test_another_kind_than_was_asked_for(exported, tmp_path, monkeypatch, capsys, form, kind):
+    real = convert.FORMATS[form].write
+    said = through_the_command_line(
+        monkeypatch,
+        capsys,
+        exported,
+        tmp_path,
+        form,
+        lambda weights, tokenizer, new, _: real(weights, tokenizer, new, kind),
+    )
+    assert f"stored as {kind}, not as F32" in said or "dtype" in said
+
+
+def test_a_huge_vocabulary_of_a_narrow_model_is_not_computed():
+    wide = Shape(**(SHAPE.__dict__ | dict(dim=4, num_heads=2, num_kv_heads=1, vocab_size=1 << 21)))
+    assert proof.memory_needed(wide) > 50 * 4.5 * wide.num_params
+
+
+# From here on our own reader sees nothing wrong: only others can tell.
 
 
 @pytest.mark.parametrize(
@@ -334,7 +367,7 @@ def test_two_bos_in_their_tokenizer(folder):
     single = data["post_processor"]["processors"][1]["single"]
     single.insert(0, single[0])
     (folder / "tokenizer.json").write_text(json.dumps(data))
-    fails(folder, "transformers", "ids with BOS")
+    fails(folder, "tokenizers", "ids with BOS")
 
 
 def test_another_split_in_their_tokenizer(folder):
@@ -343,7 +376,7 @@ def test_another_split_in_their_tokenizer(folder):
     pattern = data["pre_tokenizer"]["pretokenizers"][0]["pattern"]
     pattern["Regex"] = pattern["Regex"].replace("{1,3}", "{1,2}")
     (folder / "tokenizer.json").write_text(json.dumps(data))
-    fails(folder, "transformers", "ids of '1 12 123")
+    fails(folder, "tokenizers", "ids of '1 12 123")
 
 
 def test_a_template_that_only_they_run(folder, monkeypatch):
@@ -391,7 +424,7 @@ def test_a_name_that_only_we_know(monkeypatch, tmp_path):
 def test_a_file_that_only_they_read_is_broken(folder):
     needs_transformers()
     (folder / "tokenizer.json").write_text("{")
-    fails(folder, "transformers cannot read")
+    fails(folder, "tokenizers cannot read tokenizer.json")
 
 
 def test_scaling_forgotten_in_our_model(monkeypatch, folder):

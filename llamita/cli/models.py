@@ -15,17 +15,9 @@ Dtype = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_k_m", "q5_k_m", "q6_k"
 
 def told(proof: dict[str, Any], as_json: bool = False) -> None:
     """What each reader found, a line each, or the whole proof as JSON."""
-    if as_json:
-        print(json.dumps(proof))
-        return
-    for reader, said in proof["readers"].items():
-        print(f"{reader}: {said if isinstance(said, str) else ', '.join(f'{k} {_short(v)}' for k, v in said.items())}")
-    if "logits" in proof:
-        print(proof["logits"])
+    from llamita.recipes.card import proof_lines
 
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    print(json.dumps(proof) if as_json else "\n".join(proof_lines(proof)))
 
 
 def import_(

@@ -1,7 +1,7 @@
 """The verbs of surgery. Each is a thin call of a public function; heavy imports wait until it is called."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -111,8 +111,8 @@ def layers(model: Positional[Path], keep: tuple[str, ...], out: Folder) -> None:
 
 def rope(
     model: Positional[Path], out: Folder, theta: float | None = None, factor: float | None = None,
-    low_freq_factor: float = 1.0, high_freq_factor: float = 4.0, original_max_seq_len: int = 8192,
-    max_seq_len: int | None = None,
+    low_freq_factor: float | None = None, high_freq_factor: float | None = None,
+    original_max_seq_len: int | None = None, max_seq_len: int | None = None,
     plain: Annotated[bool, tyro.conf.arg(help="Take the scaling away.")] = False,
 ) -> None:  # fmt: skip
     """Change rotary base, Llama 3.1's scaling, or the context length. Weights stay.
@@ -122,9 +122,9 @@ def rope(
         out: Model folder to write.
         theta: Rotary base.
         factor: By how much long wavelengths are slowed (Llama 3.1: 8, Llama 3.2: 32); the next three go with it.
-        low_freq_factor: Below so many turns within the original context a wavelength is long.
-        high_freq_factor: Above so many it stays.
-        original_max_seq_len: The context that the model was trained with.
+        low_freq_factor: Below so many turns within the original context a wavelength is long; 1 unless given.
+        high_freq_factor: Above so many it stays; 4 unless given.
+        original_max_seq_len: The context that the model was trained with; 8192 unless given.
         max_seq_len: The context that it may be used with.
         plain: Take the scaling away.
     """
@@ -132,9 +132,14 @@ def rope(
     from llamita.model.shape import RopeScaling
     from llamita.recipes.operate import operate
 
-    if plain and factor:
+    numbers = dict(factor=factor, low_freq_factor=low_freq_factor, high_freq_factor=high_freq_factor,
+                   original_max_seq_len=original_max_seq_len)  # fmt: skip
+    given: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
+    if plain and given:
         raise ValueError("--plain takes the scaling away and --factor sets one: give one of them")
-    scaling = RopeScaling(factor, low_freq_factor, high_freq_factor, original_max_seq_len) if factor else ...
+    if given and factor is None:
+        raise ValueError("a scaling wants its --factor: 8 as in Llama 3.1, 32 as in Llama 3.2")
+    scaling = RopeScaling(**given) if given else ...
     told(operate(
         model, out,
         lambda weights, tokenizer: (surgery.change_rope(

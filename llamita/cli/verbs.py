@@ -62,9 +62,9 @@ def data_build(
     """
     from llamita.data.read import documents
     from llamita.recipes import stages
-    from llamita.tokenizer import Tokenizer
+    from llamita.tokenizer.opened import open_tokenizer
 
-    corpus = stages.build_corpus(documents(paths), Tokenizer.load(tokenizer), out, heldout_share)
+    corpus = stages.build_corpus(documents(paths), open_tokenizer(tokenizer), out, heldout_share)
     for name in ("train", "heldout"):
         split = corpus.split(name)
         print(f"{name}: {len(split):,} documents, {int(split.lengths.sum()):,} tokens, {split.num_bytes:,} bytes")

@@ -10,9 +10,10 @@ import numpy as np
 
 from llamita.data.read import Document
 from llamita.data.shards import TOKEN, VERSION, Manifest, Writer, replacing
+from llamita.tokenizer import Tokenizer
+from llamita.tokenizer.carried import AnyTokenizer
 
 if TYPE_CHECKING:
-    from llamita.tokenizer import Tokenizer
     from llamita.tokenizer.bulk import Bulk
 
 BATCH_BYTES = 4 * 2**20
@@ -108,7 +109,7 @@ def batched(pairs: Iterable[tuple[str, Item]]) -> Iterator[list[tuple[str, Item]
 
 
 def encoded(
-    batch: list[tuple[str, Item]], tokenizer: "Tokenizer", bulk: "Bulk | None"
+    batch: list[tuple[str, Item]], tokenizer: AnyTokenizer, bulk: "Bulk | None"
 ) -> Iterable[Sequence[int] | np.ndarray]:
     """The ids of each document, the same from either encoder."""
     texts = [item.document.text for _, item in batch]
@@ -120,7 +121,7 @@ def encoded(
 
 def build(
     docs: Iterable[Document],
-    tokenizer: "Tokenizer",
+    tokenizer: AnyTokenizer,
     out: str | Path,
     *,
     heldout_share: float = 0.05,
@@ -129,7 +130,8 @@ def build(
 ) -> Manifest:
     """Writes the corpus folder `out`, in place of a corpus that may be there; same input, same bytes.
 
-    The tokenizer is saved beside the shards. Each document is BOS, its ids, EOS. `on_progress` is told after
+    The tokenizer is saved beside the shards. Each document is BOS (EOS where texts have no BOS), its ids, EOS.
+    `on_progress` is told after
     every batch how many documents, UTF-8 bytes and tokens have been written. Raises ValueError: no text, or a
     share that is not between 0 and 1.
     """
@@ -140,13 +142,14 @@ def build(
     with replacing(Path(out)) as folder, ExitStack() as stack:
         tokenizer.save(folder / "tokenizer")
         writer, bulk = Writer(folder, stack), None
+        first = tokenizer.bos_id if tokenizer.adds_bos else tokenizer.eos_id
         for batch in batched(split(unique, heldout_share, seed)):
-            if num_bytes >= BULK_BYTES and bulk is None:
+            if num_bytes >= BULK_BYTES and bulk is None and isinstance(tokenizer, Tokenizer):
                 from llamita.tokenizer.bulk import Bulk
 
                 bulk = Bulk(tokenizer)
             for (side, item), text_ids in zip(batch, encoded(batch, tokenizer, bulk), strict=True):
-                ids = np.concatenate([[tokenizer.bos_id], text_ids, [tokenizer.eos_id]]).astype(TOKEN)
+                ids = np.concatenate([[first], text_ids, [tokenizer.eos_id]]).astype(TOKEN)
                 assert ids.max() < tokenizer.vocab_size, f"{item.document.name}: an id beyond the vocabulary"
                 doc_id = int.from_bytes(item.digest[:8], "little")
                 document = item.document

@@ -1,10 +1,11 @@
 """What all formats share: a folder that appears whole or not at all, and JSON files of strangers, bounded."""
 
+import fcntl
+import hashlib
 import json
-import math
 import os
-import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,43 +13,77 @@ from typing import Any
 
 # Bounds on what a stranger's file may ask for, far above any Llama.
 MAX_JSON_BYTES, MAX_LAYERS, MAX_SIZE = 64 << 20, 4096, 1 << 24
-# What an older folder of ours may hold beside the files that the new one has.
-OURS = re.compile(r"README\.md|proof\.json|model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 
 
 @contextmanager
 def replacing(folder: Path | str) -> Iterator[Path]:
     """A new empty folder to fill; once the block ends without an error it takes the place of `folder`.
 
-    `folder` stays as it was where the block or the disk fails (OSError), and where it holds files that are not of
-    the kind of the new one's (ValueError). At no moment are both gone.
+    `folder` stays as it was where the block or the disk fails (OSError), where it is no older export of ours, whole
+    and unchanged, and where another process is writing it (ValueError). At no moment are both gone.
     """
     folder = Path(folder).resolve()
+    new, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("tmp", "old"))
+    if old.exists() and not folder.exists():  # killed between two renames
+        os.replace(old, folder)
+    _may_be_replaced(folder)
+    new.mkdir(parents=True, exist_ok=True)
+    with _locked(new, folder):
+        for left in new.iterdir():  # by a run that was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        try:
+            yield new
+            _swap(new, folder, old)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+
+
+@contextmanager
+def _locked(new: Path, folder: Path) -> Iterator[None]:
+    place = os.open(new, os.O_RDONLY)
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not new.exists() or os.fstat(place).st_ino != new.stat().st_ino:
+            raise BlockingIOError
+        yield
+    except BlockingIOError:
+        raise ValueError(f"another process is writing {folder}: wait for it, or choose another folder") from None
+    finally:
+        os.close(place)
+
+
+def _may_be_replaced(folder: Path) -> None:
+    """An older export lists all its files, with their hashes, in its proof.json; an empty folder may go too."""
     if folder.is_file():
         raise ValueError(f"{folder} is a file: give the name of a folder")
-    new = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    try:
-        yield new
-        _swap(new, folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
+    if not folder.exists():
+        return
+    there = {path.name for path in folder.iterdir()} - {"proof.json"}
+    listed = read_json(folder / "proof.json").get("sha256") if (folder / "proof.json").is_file() else {}
+    card = folder / "README.md"
+    if isinstance(listed, dict) and card.is_file() and sha256(card) != listed.get(card.name):
+        listed.pop(card.name, None)  # somebody wrote on it
+    if strange := sorted(there - set(listed if isinstance(listed, dict) else ())):
+        raise ValueError(
+            f"{folder} holds {strange[0]!r}, which no export of ours put there and which would be deleted: "
+            "move it away or choose another folder"
+        )
 
 
-def _swap(new: Path, folder: Path) -> None:
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _swap(new: Path, folder: Path, old: Path) -> None:
     for path in new.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
     if not folder.exists():
         os.replace(new, folder)
         return
-    there = {path.name for path in folder.iterdir()} - {path.name for path in new.iterdir()}
-    if strange := sorted(name for name in there if not OURS.fullmatch(name)):
-        raise ValueError(
-            f"{folder} holds {strange[0]!r}, which would be deleted: move it away or choose another folder"
-        )
-    old = folder.with_name(f".{folder.name}.old")
+    _may_be_replaced(folder)
     shutil.rmtree(old, ignore_errors=True)
     os.replace(folder, old)
     try:
@@ -90,6 +125,6 @@ def whole(data: dict[str, Any], key: str, path: Path, default: int | None = None
 def number(data: dict[str, Any], key: str, path: Path, default: float | None = None) -> float:
     """A finite number above 0 under `key`, `default` where it is absent or null. Raises ValueError."""
     value: Any = default if data.get(key) is None else data[key]
-    if type(value) not in (int, float) or not 0 < value < math.inf:
+    if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
         raise ValueError(f"{path}: {key} must be a number above 0, not {value!r:.80}")
     return float(value)

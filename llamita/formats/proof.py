@@ -4,9 +4,9 @@ Shapes: B rows, T tokens, V vocab_size.
 """
 
 import dataclasses
-import hashlib
-import json
 import os
+import shutil
+from contextlib import suppress
 from itertools import cycle, islice, takewhile, zip_longest
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from llamita.formats import gguf, llama_cpp, open, readers
-from llamita.formats.files import read_json
+from llamita.formats.config_json import generation_config
+from llamita.formats.files import read_json, sha256, write_json
 from llamita.formats.readers import MESSAGES, NUM_PROMPT, NUM_REPLY, STRINGS, TEXT, Reading, controls
 from llamita.formats.weights import DTYPES, Weights
 from llamita.model.llama import Llama
@@ -36,42 +37,47 @@ BOUNDS = {"transformers": (1e-4, 1e-8), "llama.cpp": (5e-4, 2.5e-7)}
 # with. Measured on SmolLM2 and random models: F16 4e-7, BF16 3e-5, blocks 2e-4 to 7.5e-4; q rows permuted 0.14.
 KL_AS_IT_IS = {"F32": 1e-8, "F16": 5e-6, "BF16": 2e-4}
 KL_OF_BLOCKS = 5e-3
-BYTES_PER_PARAM = 4.5  # one float32 copy at a time, and room to compute
+BYTES_PER_PARAM, BYTES_PER_LOGIT = 4.5, 4
 
 
-def prove(weights: Weights, tokenizer: Any, folder: Path, form: str, kind: str | None, *, max_memory: float) -> dict:
+def prove(weights: Weights, tokenizer: Any, folder: Path, form: str, kind: str, *, max_memory: float) -> dict:
     """Compare the export in `folder` ("hf", "meta" or "gguf", stored as `kind`) with what it was made from.
 
     Our own reader compares every tensor; an independent one (transformers, llama.cpp), where there is one and where
-    the model fits into `max_memory` bytes, computes logits and a reply. Writes proof.json, which says what was
-    compared and which readers were not at hand, and returns it. Raises ValueError naming the first field, tensor or
-    token that differs, and leaves no proof.
+    the model fits into `max_memory` bytes, computes logits and a reply. Returns what was compared and which readers
+    were not at hand, for `seal`. Raises ValueError naming the first field, tensor or token that differs.
     """
-    (folder / "proof.json").unlink(missing_ok=True)
     found = open.read(folder)
     _same_shape(weights.shape, found.shape)
-    compared = _same_tensors(weights, found, exact=kind not in llama_cpp.QUANTIZERS)
-    expected = _to_be_stated(tokenizer, form) | facts(tokenizer, form)
-    ours = _stated(folder, form) | facts(open.tokenizer(folder), form)
+    exact = kind not in llama_cpp.QUANTIZERS
+    if exact:
+        _same_kinds(gguf.stored_kinds(weights, kind) if form == "gguf" else dict.fromkeys(found.kinds, kind), found)
+    compared = _same_tensors(weights, found, exact=exact)
+    expected = _to_be_stated(tokenizer, form, kind) | facts(tokenizer)
+    ours = _stated(folder, form) | facts(open.tokenizer(folder))
     _one_bos(tokenizer, expected)
-    _equal_facts("llamita", expected, ours)
+    _equal_facts("llamita", expected, ours, all_of_them=True)
     told: dict[str, Any] = {"llamita": {"equal_tensors": compared, "equal_facts": len(ours)}}
-    proof = {
-        "format": form,
-        "kinds": sorted(set(found.kinds.values())),
-        "readers": told,
-        "sha256": {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.is_file()},
-    }
-    proof |= _computed(weights, found, tokenizer, folder, form, expected, max_memory, told)
+    if form != "gguf":
+        told["tokenizers"] = readers.of_tokenizers(folder) or "not installed"
+        if isinstance(told["tokenizers"], dict):
+            _equal_facts("tokenizers", expected, told["tokenizers"])
+            told["tokenizers"] = {"equal_facts": len(told["tokenizers"])}
+    proof = {"format": form, "kinds": sorted(set(found.kinds.values())), "readers": told}
+    return proof | _computed(weights, found, tokenizer, folder, form, expected, max_memory, told)
+
+
+def seal(folder: Path, proof: dict[str, Any]) -> None:
+    """Write proof.json with the hash of every other file, whole or not at all."""
+    hashes = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
     aside = folder / ".proof.json.tmp"
-    aside.write_text(json.dumps(proof, indent=2) + "\n")
+    write_json(aside, proof | {"sha256": hashes})
     os.replace(aside, folder / "proof.json")
-    return proof
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def memory_needed(shape: Shape) -> float:
+    """Bytes to compute logits: one float32 model at a time, the logits of two, and room for differences."""
+    return BYTES_PER_PARAM * shape.num_params + 4 * BYTES_PER_LOGIT * NUM_ROWS * NUM_TOKENS * shape.vocab_size
 
 
 def _same_shape(expected: Shape, found: Shape) -> None:
@@ -79,6 +85,12 @@ def _same_shape(expected: Shape, found: Shape) -> None:
         wanted, got = getattr(expected, field.name), getattr(found, field.name)
         if wanted != got:
             raise ValueError(f"the export gives {field.name} {got}, the model has {wanted}")
+
+
+def _same_kinds(expected: dict[str, str], found: Weights) -> None:
+    for name, kind in expected.items():
+        if found.kinds[name] != kind:
+            raise ValueError(f"tensor {name} is stored as {found.kinds[name]}, not as {kind}")
 
 
 def _same_tensors(weights: Weights, found: Weights, *, exact: bool) -> int:
@@ -108,7 +120,7 @@ def _same_tensor(name: str, kind: str, original: Tensor, stored: Tensor, exact: 
         raise ValueError(f"tensor {name} differs by {rms:.3g} of its size after quantization to {kind}")
 
 
-def facts(tokenizer: Any, form: str) -> dict[str, Any]:
+def facts(tokenizer: Any) -> dict[str, Any]:
     """What a tokenizer says, by the names under which every reader is asked."""
     said: dict[str, Any] = {
         "bos, eos, pad tokens": [tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id],
@@ -116,34 +128,52 @@ def facts(tokenizer: Any, form: str) -> dict[str, Any]:
         "stop tokens": sorted(tokenizer.stop_ids),
         "ids with BOS": tokenizer.encode("one BOS", bos=True),
     }
-    if tokenizer.chat_template and form != "meta":
-        said["ids of a dialog"] = render(tokenizer, MESSAGES, reply=True)[0]
+    if messages := dialog(tokenizer):
+        said["ids of a dialog"] = render(tokenizer, messages, reply=True)[0]
     for text in STRINGS:
         ids = tokenizer.encode(text)
         said |= {f"ids of {text!r}": ids, f"text of the ids of {text!r}": tokenizer.decode(ids)}
     return said
 
 
-def _to_be_stated(tokenizer: Any, form: str) -> dict[str, Any]:
+def dialog(tokenizer: Any) -> tuple[dict[str, str], ...]:
+    """The messages that its chat template is tried on: some templates refuse a system's. Empty without a template."""
+    for messages in (MESSAGES, MESSAGES[1:]) if tokenizer.chat_template else ():
+        with suppress(ValueError):
+            render(tokenizer, messages, reply=True)
+            return messages
+    return ()
+
+
+def _to_be_stated(tokenizer: Any, form: str, kind: str) -> dict[str, Any]:
     """What the files must say in so many words, for readers that go by it where ours goes by the vocabulary."""
     template = {"chat template": tokenizer.chat_template}
     if form == "hf":
-        return template | dict.fromkeys(CONFIGS, controls(tokenizer.bos_id, sorted(tokenizer.stop_ids)))
+        stops = controls(tokenizer.bos_id, sorted(tokenizer.stop_ids))
+        dtype = str(DTYPES[kind]).removeprefix("torch.")
+        return template | {"dtype": [dtype, dtype], "config.json": stops, "generation_config.json": stops,
+                           "generation settings": generation_config(tokenizer)}  # fmt: skip
     if form == "gguf":
         return template | {"bos, eos, add_bos": [tokenizer.bos_id, tokenizer.eos_id, tokenizer.adds_bos]}
-    return {}
+    return template
 
 
 def _stated(folder: Path, form: str) -> dict[str, Any]:
-    if form == "hf":
-        template = read_json(folder / "tokenizer_config.json").get("chat_template")
-        return {"chat template": template} | {name: controls(**read_json(folder / name)) for name in CONFIGS}
     if form == "gguf":
         fields = gguf.read_fields(open.locate(folder)[1])
         keys = ("bos_token_id", "eos_token_id", "add_bos_token")
         stated = [fields.get(f"tokenizer.ggml.{key}") for key in keys]
         return {"chat template": fields.get("tokenizer.chat_template"), "bos, eos, add_bos": stated}
-    return {}
+    template = {"chat template": read_json(folder / "tokenizer_config.json").get("chat_template")}
+    if form == "meta":
+        return template
+    config, generation = (read_json(folder / name) for name in CONFIGS)
+    return template | {
+        "dtype": [config.get("dtype"), config.get("torch_dtype")],
+        "config.json": controls(**config),
+        "generation_config.json": controls(**generation),
+        "generation settings": generation,
+    }
 
 
 def _one_bos(tokenizer: Any, expected: dict[str, Any]) -> None:
@@ -154,7 +184,9 @@ def _one_bos(tokenizer: Any, expected: dict[str, Any]) -> None:
             raise ValueError(f"{name}: there are {count} BOS tokens, there must be {'one' if wanted else 'none'}")
 
 
-def _equal_facts(reader: str, expected: dict[str, Any], found: dict[str, Any]) -> None:
+def _equal_facts(reader: str, expected: dict[str, Any], found: dict[str, Any], *, all_of_them: bool = False) -> None:
+    if missing := sorted(expected.keys() - found.keys()) if all_of_them else []:
+        raise ValueError(f"{reader} finds no {missing[0]}, which should be {expected[missing[0]]!r}")
     for name, got in found.items():
         if got != expected[name]:
             raise ValueError(f"{reader} reads {name} as {got!r}, not {expected[name]!r}")
@@ -178,7 +210,7 @@ def _computed(
     reader, version = {"hf": ("transformers", readers.transformers_version), "gguf": ("llama.cpp", llama_cpp.version),
                        "meta": ("Meta's code", lambda: None)}[form]  # fmt: skip
     told[reader] = "not installed"
-    needed = BYTES_PER_PARAM * weights.shape.num_params
+    needed = memory_needed(weights.shape)
     if needed > max_memory:
         told[reader] = "not asked, see logits"
         return {"logits": f"not computed: {needed / 2**30:.1f} GiB are needed, {max_memory / 2**30:.1f} may be used"}
@@ -188,28 +220,35 @@ def _computed(
     model = found.model()
     ours = _of_llamita(model, tokenizer.stop_ids, tokens_BT)
     told["llamita"] |= differences(original_BTV, ours.logits_BTV)
+    del model, original_BTV
+    computed = {"tokens": list(tokens_BT.shape)}
     if not version():
-        return {"tokens": list(tokens_BT.shape)}
-    del model
+        return computed
+    if form == "gguf" and shutil.disk_usage(folder).free < BYTES_PER_PARAM * weights.shape.num_params:
+        told[reader] = "not asked: there is no room on the disk for the float32 copy that it makes"
+        return computed
     shape = weights.shape
     ours.facts = expected | {"number of rows": shape.vocab_size, "tied head": shape.tied,
                              "rope_theta": shape.rope_theta, "max_seq_len": shape.max_seq_len}  # fmt: skip
-    messages = MESSAGES if "ids of a dialog" in expected else ()
     try:
-        theirs = readers.READERS[reader](folder, tokens_BT, messages)
+        theirs = readers.READERS[reader](folder, tokens_BT, dialog(tokenizer))
     except Exception as error:  # whatever stops a foreign reader is a fault of the export
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{reader} cannot read the export: {type(error).__name__}: {reason}") from error
-    # llama.cpp also ends a reply at control tokens that it knows by name from code models, such as <reponame>.
-    also = set(theirs.facts.get("stop tokens", ())) - tokenizer.stop_ids
-    also = {token for token in also if tokenizer.is_special(token)}
-    if also:
-        theirs.facts["stop tokens"] = sorted(set(theirs.facts["stop tokens"]) - also)
-        told["llama.cpp also stops at"] = ", ".join(tokenizer.decode([token]) for token in sorted(also))
-    told[reader] = {"version": version()} | compare(reader, ours, theirs, *BOUNDS[reader])
+    told[reader] = {"version": version()} | _also_stops(theirs, tokenizer)
+    told[reader] |= compare(reader, ours, theirs, *BOUNDS[reader])
     if theirs.as_it_is_BTV is not None:
         told[reader] |= _as_it_is(ours.logits_BTV, theirs.as_it_is_BTV, set(found.kinds.values()))
-    return {"tokens": list(tokens_BT.shape)}
+    return computed
+
+
+def _also_stops(theirs: Reading, tokenizer: Any) -> dict[str, Any]:
+    """llama.cpp also ends a reply at control tokens that it knows by name from code models, such as <reponame>."""
+    stops = theirs.facts.get("stop tokens", [])
+    also = {token for token in set(stops) - tokenizer.stop_ids if tokenizer.is_special(token)}
+    if also:
+        theirs.facts["stop tokens"] = sorted(set(stops) - also)
+    return {"also_stops_at": [tokenizer.decode([token]) for token in sorted(also)]} if also else {}
 
 
 def _as_it_is(ours_BTV: Tensor, theirs_BTV: Tensor, kinds: set[str]) -> dict[str, float]:
@@ -233,10 +272,15 @@ def _of_llamita(model: Llama, stop_ids: frozenset[int], tokens_BT: Tensor) -> Re
 
 def differences(expected_BTV: Tensor, found_BTV: Tensor) -> dict[str, float]:
     """How far logits are apart: the largest and the mean difference, and the mean KL divergence in nats."""
-    diff_BTV = (found_BTV.double() - expected_BTV.double()).abs()
-    log_p_BTV, log_q_BTV = (x.double().log_softmax(-1) for x in (expected_BTV, found_BTV))
-    kl = float((log_p_BTV.exp() * (log_p_BTV - log_q_BTV)).sum(-1).mean())
-    return {"max_logit_diff": float(diff_BTV.max()), "mean_logit_diff": float(diff_BTV.mean()), "mean_kl": kl}
+    worst, total, kl = 0.0, 0.0, 0.0
+    pairs = list(zip(expected_BTV.flatten(0, 1), found_BTV.flatten(0, 1), strict=True))
+    for expected_V, found_V in pairs:
+        diff_V = (found_V.double() - expected_V.double()).abs()
+        log_p_V, log_q_V = (x.double().log_softmax(-1) for x in (expected_V, found_V))
+        kl += float((log_p_V.exp() * (log_p_V - log_q_V)).sum())
+        # torch's maximum keeps a NaN, Python's may lose it
+        worst, total = float(torch.maximum(torch.tensor(worst), diff_V.max())), total + float(diff_V.mean())
+    return {"max_logit_diff": worst, "mean_logit_diff": total / len(pairs), "mean_kl": kl / len(pairs)}
 
 
 def compare(reader: str, expected: Reading, found: Reading, max_diff: float, max_kl: float) -> dict[str, Any]:

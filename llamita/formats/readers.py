@@ -71,6 +71,28 @@ def controls(bos_token_id: Any = None, eos_token_id: Any = None, **_: Any) -> li
     return [bos_token_id, sorted(eos_token_id, key=str) if isinstance(eos_token_id, list) else [eos_token_id]]
 
 
+def of_tokenizers(folder: Path) -> dict[str, Any] | None:
+    """What the tokenizers library makes of tokenizer.json, which our reader passes over where tokenizer.model lies.
+
+    None where it is not installed. Raises ValueError where it cannot read the file.
+    """
+    try:
+        library: Any = importlib.import_module("tokenizers")
+    except ImportError:
+        return None
+    try:
+        tokenizer = library.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the library raises nothing narrower
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"tokenizers cannot read tokenizer.json: {reason}") from None
+    facts = {
+        "number of tokens": max(tokenizer.get_vocab().values()) + 1,
+        "ids with BOS": tokenizer.encode("one BOS").ids,
+    }
+    tokenizer.encode_special_tokens = True
+    return facts | {f"ids of {text!r}": tokenizer.encode(text, add_special_tokens=False).ids for text in STRINGS}
+
+
 def transformers_version() -> str | None:
     """None where it is not installed."""
     try:

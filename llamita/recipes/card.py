@@ -13,7 +13,7 @@ from llamita.model.shape import Shape
 from llamita.recipes import stages
 from llamita.train.run import Run
 
-_LICENSE = re.compile(r"\A---\n(?:.*\n)*?license: *([\w.\-]+)\n(?:.*\n)*?---\n")
+_LICENSE = re.compile(r"[\w.\-]{1,80}")
 MAX_CARD_BYTES = 1 << 20
 
 
@@ -28,16 +28,28 @@ class Facts:
 
 
 def known(path: Path, license: str = "") -> Facts:
-    """Facts of a run folder, or of a folder with a model card of its own (its licence)."""
+    """Facts of a run folder, or of a model with a licence in its card or its metadata.
+
+    Raises ValueError for a `license` that is no identifier.
+    """
+    if license and not _LICENSE.fullmatch(license):
+        raise ValueError(f"{license!r:.80} is no licence's identifier: write it as apache-2.0")
     if (path / "run.toml").is_file():
         return Facts(path.resolve().name, license, [*_of_base(path), *_training(path)], _scores(path))
-    readme = path / "README.md"
-    if not license and readme.is_file() and readme.stat().st_size < MAX_CARD_BYTES:
-        stated = _LICENSE.match(readme.read_text("utf-8", errors="replace"))
-        license = stated[1] if stated else ""
-    if not license and path.suffix == ".gguf":
-        license = str(gguf.read_fields(path).get("general.license", ""))
-    return Facts(path.resolve().stem, license, [f"converted from `{path.name}`"])
+    name = path.resolve().name if path.is_dir() else path.resolve().stem
+    return Facts(name, license or _stated_license(path), [f"converted from `{path.name}`"])
+
+
+def _stated_license(path: Path) -> str:
+    """What the source says, if it is an identifier: in the front matter of its card, or in a GGUF file's metadata."""
+    stated = ""
+    if path.suffix == ".gguf":
+        stated = str(gguf.read_fields(path).get("general.license", ""))
+    elif (path / "README.md").is_file() and (path / "README.md").stat().st_size < MAX_CARD_BYTES:
+        first, _, rest = (path / "README.md").read_text("utf-8", errors="replace").partition("---\n")
+        lines = rest.partition("\n---")[0].splitlines() if not first else []
+        stated = next((line.partition(":")[2].strip() for line in lines if line.startswith("license:")), "")
+    return stated if _LICENSE.fullmatch(stated) else ""
 
 
 def _of_base(folder: Path) -> list[str]:
@@ -78,15 +90,24 @@ def _scores(folder: Path) -> list[str]:
     return [f"held-out {name.replace('_', ' ')}: {value:.4f}" for name, value in shown.items()]
 
 
+def proof_lines(proof: dict[str, Any]) -> list[str]:
+    """What each reader found, a line each."""
+    lines = []
+    for reader, said in proof["readers"].items():
+        numbers = said if isinstance(said, str) else ", ".join(f"{key} {_short(value)}" for key, value in said.items())
+        lines.append(f"{reader}: {numbers}")
+    return [*lines, f"logits: {proof['logits']}"] if "logits" in proof else lines
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else ", ".join(value) if isinstance(value, list) else str(value)
+
+
 def text(shape: Shape, proof: dict[str, Any], facts: Facts, notes: list[str]) -> str:
     """The card as Markdown with the front matter that hubs read."""
     front = ["---", *([f"license: {facts.license}"] if facts.license else []), "library_name: transformers",
              "pipeline_tag: text-generation", "tags: [llama, llamita]", "---"]  # fmt: skip
     rope = f"theta {shape.rope_theta:g}" + (f", {shape.rope_scaling}" if shape.rope_scaling else "")
-    readers = [
-        f"{name}: " + (said if isinstance(said, str) else ", ".join(f"{key} {value}" for key, value in said.items()))
-        for name, said in proof["readers"].items()
-    ]
     sections = {
         f"# {facts.name}": [
             f"a plain Llama 3 of {shape.num_params:,} parameters ({proof['format']}, {', '.join(proof['kinds'])})",
@@ -98,7 +119,7 @@ def text(shape: Shape, proof: dict[str, Any], facts: Facts, notes: list[str]) ->
         ],
         "## Training": facts.training,
         "## Scores": facts.scores,
-        "## Proof": [*readers, *([proof["logits"]] if "logits" in proof else []), *notes],
+        "## Proof": [*proof_lines(proof), *notes],
     }
     body = [line for head, items in sections.items() if items for line in ("", head, "", *(f"- {i}" for i in items))]
     return "\n".join([*front, *body]) + "\n"

@@ -9,7 +9,7 @@ import torch
 from llamita import log, runtime
 from llamita.formats import gguf, hf, llama_cpp, meta, open
 from llamita.formats.files import replacing
-from llamita.formats.proof import prove
+from llamita.formats.proof import prove, seal
 from llamita.formats.weights import KINDS, Weights, check_rows
 from llamita.recipes import card, stages
 from llamita.recipes.modelfile import modelfile
@@ -92,13 +92,20 @@ def write(weights: Weights, tokenizer: Any, out: Path, *, form: str, kind: str |
     kind = kind or KINDS[weights.dtype]
     if kind not in KINDS_OF[form]:
         raise ValueError(f"{form} has no {kind}; there are: {', '.join(KINDS_OF[form])}")
+    others = [path.name for path in out.glob("*.gguf") if path.name != f"model-{kind.lower()}.gguf"]
+    if form == "gguf" and others:
+        raise ValueError(f"{out} holds {others[0]}, which would be deleted: choose another folder for {kind}")
     with replacing(out) as new:
         notes = _write(watched(weights, "writing"), tokenizer, new, form, kind)
-        if form == "gguf" and tokenizer.chat_template:
-            (new / "Modelfile").write_text(modelfile(tokenizer, open.locate(new)[1].name, weights.shape), "utf-8")
+        if form == "gguf":
+            try:
+                (new / "Modelfile").write_text(modelfile(tokenizer, open.locate(new)[1].name, weights.shape), "utf-8")
+            except ValueError as error:
+                notes.append(f"no Modelfile for Ollama: {error}")
         free = MEMORY_SHARE * runtime.free_memory()
         proof = prove(watched(weights, "proving"), tokenizer, new, form, kind, max_memory=free)
         (new / "README.md").write_text(card.text(weights.shape, proof, facts, notes), "utf-8")
+        seal(new, proof)
     for note in notes:
         log.say(f"note: {note}")
     return proof

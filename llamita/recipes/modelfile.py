@@ -29,23 +29,29 @@ def _between(tokenizer: Any, roles: Sequence[str], reply: bool) -> list[str]:
 
 
 def template(tokenizer: Any) -> str:
-    """The dialog format as Go's text/template. BOS is left to llama.cpp, which adds it by the file's own word."""
-    first_user, reply = _between(tokenizer, ["user"], reply=True)
-    system, from_system, _, from_assistant, _ = _between(
-        tokenizer, ["system", "user", "assistant", "user"], reply=False
+    """The dialog format as Go's text/template. BOS is left to llama.cpp, which adds it by the file's own word.
+
+    Raises ValueError where there is none, or where it leaves a message out. One that refuses a system's message
+    writes none.
+    """
+    first, reply = _between(tokenizer, ["user"], reply=True)
+    _, _, following, _ = _between(tokenizer, ["user", "assistant", "user"], reply=False)
+    parts = {'eq .Role "assistant"': reply, 'eq $last ""': first, "": following}
+    try:
+        system, from_system, _ = _between(tokenizer, ["system", "user"], reply=False)
+        parts = {'eq .Role "system"': system, 'eq $last "system"': from_system} | parts
+    except ValueError:
+        parts = {'eq .Role "system"': ""} | parts
+    branches = "".join(
+        f"{{{{- {'if' if number == 0 else 'else if' if test else 'else'} {test} }}}}{{{{ {_quoted(text)} }}}}"
+        for number, (test, text) in enumerate(parts.items())
     )
-    parts = dict(first=first_user, system=system, after=from_system, next=from_assistant, reply=reply)
-    quoted = {name: json.dumps(text, ensure_ascii=False) for name, text in parts.items()}
-    return (
-        '{{- $last := "" }}{{ range .Messages }}'
-        f'{{{{- if eq .Role "system" }}}}{{{{ {quoted["system"]} }}}}'
-        f'{{{{- else if eq .Role "assistant" }}}}{{{{ {quoted["reply"]} }}}}'
-        f'{{{{- else if eq $last "" }}}}{{{{ {quoted["first"]} }}}}'
-        f'{{{{- else if eq $last "system" }}}}{{{{ {quoted["after"]} }}}}'
-        f"{{{{- else }}}}{{{{ {quoted['next']} }}}}{{{{- end }}}}"
-        "{{- .Content }}{{ $last = .Role }}{{ end }}"
-        f"{{{{ {quoted['reply']} }}}}"
-    )
+    content = "{{- end }}{{- .Content }}{{ $last = .Role }}{{ end }}"
+    return f'{{{{- $last := "" }}}}{{{{ range .Messages }}}}{branches}{content}{{{{ {_quoted(reply)} }}}}'
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
 def modelfile(tokenizer: Any, weights_file: str, shape: Shape) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from llamita import log
 from llamita.formats import surgery
-from llamita.formats.proof import BYTES_PER_PARAM
+from llamita.formats.proof import memory_needed
 from llamita.formats.weights import Weights
 from llamita.recipes import card, convert
 from llamita.runtime import free_memory
@@ -26,7 +26,7 @@ def operate(
     changed, new_tokenizer = operation(weights, tokenizer)
     facts = card.known(path)
     facts.training.append(done)
-    if kept and BYTES_PER_PARAM * max(weights.shape.num_params, changed.shape.num_params) < free_memory():
+    if kept and max(memory_needed(weights.shape), memory_needed(changed.shape)) < free_memory():
         named = kept(weights, tokenizer, changed)
         moved = surgery.logits_kept(weights, changed, **named)
         where = "at position 0" if named.get("length") == 1 else "of the tokens that stay"

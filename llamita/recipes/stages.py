@@ -20,9 +20,9 @@ from llamita.formats import open
 from llamita.model.llama import Llama
 from llamita.model.llama import build as build_model
 from llamita.serve.engine import Engine, Sampling
-from llamita.tokenizer import Tokenizer
 from llamita.tokenizer.carried import AnyTokenizer
 from llamita.tokenizer.chat import render
+from llamita.tokenizer.opened import open_tokenizer
 from llamita.train import state
 from llamita.train.loop import Trainer, Watch
 from llamita.train.run import Run
@@ -31,7 +31,7 @@ Sources = dict[str, str]
 BASE = "base.txt"  # in a fine-tuning run's folder: the model that it started from
 
 
-def build_corpus(docs: Iterable[Document], tokenizer: Tokenizer, out: Path, heldout_share: float) -> Corpus:
+def build_corpus(docs: Iterable[Document], tokenizer: AnyTokenizer, out: Path, heldout_share: float) -> Corpus:
     """Tokenize documents into a corpus folder that carries its tokenizer."""
     progress = log.Progress(interval=500)
     build(
@@ -46,12 +46,12 @@ def build_corpus(docs: Iterable[Document], tokenizer: Tokenizer, out: Path, held
     return Corpus.open(out)
 
 
-def open_corpus(run: Run) -> tuple[Corpus, Tokenizer]:
+def open_corpus(run: Run) -> tuple[Corpus, AnyTokenizer]:
     """The run's corpus and its tokenizer. Raises ValueError when they do not belong together, or not to the shape."""
     if not run.data.corpus:
         raise ValueError("no corpus is named: give --data.corpus FOLDER, as `llamita data build` writes it")
     corpus = Corpus.open(Path(run.data.corpus))
-    tokenizer = Tokenizer.load(Path(run.tokenizer) if run.tokenizer else Path(run.data.corpus) / "tokenizer")
+    tokenizer = open_tokenizer(Path(run.tokenizer) if run.tokenizer else Path(run.data.corpus) / "tokenizer")
     corpus.check_tokenizer(tokenizer.fingerprint)
     if tokenizer.vocab_size != run.shape.vocab_size:
         raise ValueError(
@@ -106,7 +106,7 @@ def open_model(path: Path, device: str = "cpu") -> tuple[Llama, AnyTokenizer]:
         return open.read(path).model(device=device), open.tokenizer(path)
     model = build_model(newest_run(path).shape, device=device)
     state.load_weights(newest(path), model)
-    return model, Tokenizer.load(path / "tokenizer")
+    return model, open_tokenizer(path / "tokenizer")
 
 
 def newest_run(run_folder: Path) -> Run:
@@ -158,7 +158,7 @@ def heldout_text(corpus: Corpus, tokenizer: AnyTokenizer) -> bytes:
     return b"".join(tokenizer.decode_bytes(split.tokens(index)[1:-1].tolist()) for index in range(len(split)))
 
 
-def _heldout_bits(run: Run, corpus: Corpus, tokenizer: Tokenizer, limit: int = 32_768) -> Callable:
+def _heldout_bits(run: Run, corpus: Corpus, tokenizer: AnyTokenizer, limit: int = 32_768) -> Callable:
     """A quick look during training: the first row of each held-out document until `limit` tokens, no overlap."""
     split, window = corpus.split("heldout"), run.data.seq_len
     documents: list[np.ndarray] = []
@@ -195,7 +195,7 @@ def _reply_loss(run: Run, heldout: sft.Examples) -> Callable:
 SAMPLED = Sampling(max_tokens=60, temperature=0.7, top_p=0.95, seed=0)
 
 
-def _samples(tokenizer: Tokenizer, prompts: list[str]) -> Callable:
+def _samples(tokenizer: AnyTokenizer, prompts: list[str]) -> Callable:
     """How the model continues each prompt."""
     ids = [tokenizer.encode(prompt, bos=True) for prompt in prompts]
     return lambda model: _completed(Engine(model, tokenizer), prompts, ids)
