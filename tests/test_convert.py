@@ -21,6 +21,8 @@ from llamita.model.llama import build
 from llamita.model.shape import PRESETS, RopeScaling, Shape
 from llamita.recipes import card, convert, modelfile, shapes
 from llamita.tokenizer import Tokenizer
+from llamita.tokenizer.carried import CarriedTokenizer
+from llamita.tokenizer.opened import open_tokenizer
 from tests.folders import save
 
 TOKENIZER = Tokenizer([*(bytes([byte]) for byte in range(256)), b"th", b" th", b"he", b" the"])
@@ -427,3 +429,48 @@ def test_a_hub_name_is_fetched_without_pickles(folder, tmp_path, monkeypatch, ca
     monkeypatch.setattr(hub, "hf_hub_download", lambda name, file: asked.append((name, file)) or str(folder))
     assert convert.fetch("someone/model/q4.gguf") == folder
     assert asked[-1] == ("someone/model", "q4.gguf")
+
+
+# ---- an imported model goes on living ----
+
+
+@pytest.fixture
+def foreign(shared_data, tmp_path):
+    """A small Llama with Llama 2's SentencePiece vocabulary and a chat template that refuses a system's message."""
+    pytest.importorskip("sentencepiece")
+    tokenizer = open_tokenizer(shared_data / "tokenizers/llama2_tokenizer.model")
+    tokenizer = CarriedTokenizer(
+        tokenizer.content, eos_id=tokenizer.eos_id, bos_id=tokenizer.bos_id, unk_id=0, stop_ids=[2, 5], adds_bos=True,
+        chat_template="{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no') }}"
+        "{% endif %}{{ m['role'] + ': ' + m['content'] + eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}",
+    )  # fmt: skip
+    save(model_of(vocab_size=tokenizer.vocab_size), tokenizer, tmp_path / "foreign")
+    return tmp_path / "foreign"
+
+
+def test_a_foreign_model_is_converted_tuned_evaluated_and_exported(foreign, tmp_path, capsys, alone):
+    for form in ("meta", "gguf", "hf"):
+        assert run(capsys, "export", foreign, "--out", tmp_path / form, "--format", form)[0] == 0
+    assert open.tokenizer(tmp_path / "meta").stop_ids == {2, 5}
+    written = modelfile.template(open.tokenizer(foreign))
+    assert '{{- if eq .Role "system" }}{{ "" }}' in written and "assistant: " in written
+    talk = tmp_path / "talk.jsonl"
+    rows = [{"messages": [{"role": "user", "content": f"Hi {i}"}, {"role": "assistant", "content": "Ho."}]}
+            for i in range(9)]  # fmt: skip
+    talk.write_text("\n".join(map(json.dumps, rows)))
+    words = ("--steps", "2", "--batch-size", "2", "--micro-batch-size", "2", "--data.seq-len", "32")
+    tuned = ("sft", "--base", tmp_path / "hf", "--conversations", talk, "--dir", tmp_path / "sft", *words)
+    assert run(capsys, *tuned)[0] == 0
+    assert run(capsys, "export", tmp_path / "sft", "--out", tmp_path / "sft/model")[0] == 0
+    assert "fine-tuned from `hf`" in (tmp_path / "sft/model/README.md").read_text()
+    assert open.tokenizer(tmp_path / "sft/model").stop_ids == {2, 5}
+    code, out, _ = run(capsys, "chat", tmp_path / "sft", "-p", "Hi", "--max-tokens", "3", "--temperature", "0")
+    assert code == 0
+    text = tmp_path / "text"
+    text.mkdir()
+    for number in range(12):
+        (text / f"{number}.txt").write_text(f"Once there were {number} llamas. " * (number + 2))
+    assert run(capsys, "data", "build", text, "--tokenizer", tmp_path / "hf", "--out", tmp_path / "c")[0] == 0
+    code, out, _ = run(capsys, "eval", tmp_path / "hf", "--corpus", tmp_path / "c", "--window", "32", "--json")
+    assert code == 0 and 0 < json.loads(out)["bits_per_byte"] < 16
