@@ -9,8 +9,7 @@ import sys
 import pytest
 from hypothesis import given, settings
 
-from llamita.formats.llama2c import read_vocab
-from llamita.tokenizer import Tokenizer, chat, emit
+from llamita.tokenizer import Tokenizer, chat, emit, template
 from llamita.tokenizer.carried import CarriedTokenizer, ids_of
 from llamita.tokenizer.llama2 import SentencePieceTokenizer
 from llamita.tokenizer.llamacpp import from_gguf
@@ -163,7 +162,13 @@ def test_a_real_gguf_and_the_vectors_of_llama_cpp(llama2, shared_data):
 def test_llama2c(shared_data, tmp_path):
     path = shared_data / "weights" / "tok512.bin"
     tokenizer = from_llama2c(path, 512)
-    assert [tokenizer.token_bytes(i) for i in range(3, 512)] == read_vocab(path, 512)[3:]
+    written, at = [], 4
+    while at < path.stat().st_size:
+        length = struct.unpack_from("<fi", path.read_bytes(), at)[1]
+        written.append(path.read_bytes()[at + 8 : at + 8 + length])
+        at += 8 + length
+    assert [tokenizer.token_bytes(i) for i in range(3, 259)] == [bytes([byte]) for byte in range(256)]
+    assert [tokenizer.token_bytes(i) for i in range(259, 512)] == written[259:]
     assert tokenizer.encode("Once upon a time", bos=True) == [1, 403, 407, 261, 378]
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.stop_ids, tokenizer.is_special(0)) == (1, 2, {2}, True)
     assert not any(map(tokenizer.is_special, tokenizer.encode("<s></s><unk>")))
@@ -244,14 +249,12 @@ def test_no_text_becomes_a_special_token(smol, text):
 
 def test_special_names_that_overlap_are_all_broken_up(smol):
     pattern = re.compile(re.escape("<x>") + "|" + re.escape("x><"))
-    from llamita.tokenizer.template import broken_up
-
-    assert broken_up(["<x><"], pattern) == ["<\ufdd01x\ufdd01><"]
+    assert template.broken_up(["<x><"], pattern) == ["<\ufdd01x\ufdd01><"]
 
 
 def test_bos_comes_once(llama2):
-    for template in ("{{ messages[0].content }}", "{{ bos_token + messages[0].content }}"):
-        ids, mask = changed(llama2, chat_template=template).render([{"role": "user", "content": "Hello"}])
+    for written in ("{{ messages[0].content }}", "{{ bos_token + messages[0].content }}"):
+        ids, mask = changed(llama2, chat_template=written).render([{"role": "user", "content": "Hello"}])
         assert ids == [1, *llama2.encode("Hello")] and mask == [False] * len(ids)
 
 
@@ -273,14 +276,54 @@ BAD_TEMPLATES = {
     "{% for": "is no Jinja",
     "{% include '/etc/passwd' %}": "refuses the messages",
     "{{ messages | length }}": "up to message 1 otherwise if",
+    "{% for a in [1] %}" * 25 + "x" + "{% endfor %}" * 25: "is no Jinja that can be read: too many statically nested",
 }
 
 
-@pytest.mark.parametrize("template", BAD_TEMPLATES)
-def test_bad_and_hostile_templates_are_one_line(smol, template):
-    with pytest.raises(ValueError, match=BAD_TEMPLATES[template]) as error:
-        changed(smol, chat_template=template).render(DIALOG)
+@pytest.mark.parametrize("written", BAD_TEMPLATES)
+def test_bad_and_hostile_templates_are_one_line(smol, written):
+    with pytest.raises(ValueError, match=BAD_TEMPLATES[written]) as error:
+        changed(smol, chat_template=written).render(DIALOG)
     assert "\n" not in str(error.value)
+
+
+GROWS = "{%% set n = namespace(x=%s) %%}{%% for i in range(60) %%}%s{%% endfor %%}{{ n.x | string | length }}"
+ENDLESS = [
+    "{{ ('a' * 3000000000) | length }}",
+    "{{ (3 ** 3000000000) > 1 }}",
+    "{{ '%3000000000d' % 1 }}",
+    "{{ '%*d' % (3000000000, 1) }}",
+    "{{ '{:3000000000}'.format(1) | length }}",
+    "{{ 'a' | center(3000000000) | length }}",
+    "{{ 'a'.center(3000000000) | length }}",
+    "{{ 'a'.encode().center(3000000000) | length }}",
+    "{{ ('a' * 90000).replace('a', 'b' * 90000) | length }}",
+    "{{ ([('a' * 90000)] * 90000) | join | length }}",
+    "{{ lipsum(1000000000) }}",
+    "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}",
+    "{% for a in range(90) recursive %}{% if loop.depth < 30 %}{{ loop(range(90)) }}{% endif %}{% endfor %}",
+    "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}",
+    "{{ range(90000) | map('center', 90000) | list | length }}",
+    "{% for i in range(90000) %}" + "long text " * 9000 + "{% endfor %}",
+    GROWS % ("'ab'", "{% set n.x = n.x ~ n.x %}"),
+    GROWS % ("'ab'", "{% set n.x = n.x + n.x %}"),
+    GROWS % ("'ab'", "{% set n.x %}{{ n.x }}{{ n.x }}{% endset %}"),
+    GROWS % ("'ab' * 1000000", "{% set n.x = n.x[:-1] %}"),
+    GROWS % ("[1]", "{% set n.x = [n.x, n.x] %}"),
+    GROWS % ("3", "{% set n.x = n.x * n.x %}"),
+]
+
+
+@pytest.mark.parametrize("written", ENDLESS)
+def test_no_template_works_without_end(smol, written):
+    with pytest.raises(ValueError, match=r"more work or memory than a dialog needs$|'lipsum' is undefined"):
+        changed(smol, chat_template=written).render(DIALOG)
+
+
+def test_a_long_dialog_is_not_too_much_work():
+    dialog = [{"role": role, "content": "many words in a message " * 20} for role in ("user", "assistant") * 500]
+    program = template.compiled(chat.TEMPLATES["llama3.1"])
+    assert len(template.filled(program, dialog, True, {"bos_token": ""})) > 500_000
 
 
 def test_what_cannot_chat_says_so(smol):
@@ -296,8 +339,8 @@ def test_what_cannot_chat_says_so(smol):
 
 
 def test_functions_that_templates_expect(smol):
-    template = "{{ messages | tojson }}{{ strftime_now('%Y') | length }}{% for _ in [1, 2] %}{% break %}{% endfor %}"
-    ids, _ = changed(smol, chat_template=template).render([{"role": "user", "content": "<\u00e9>"}])
+    written = "{{ messages | tojson }}{{ strftime_now('%Y') | length }}{% for _ in [1, 2] %}{% break %}{% endfor %}"
+    ids, _ = changed(smol, chat_template=written).render([{"role": "user", "content": "<\u00e9>"}])
     assert smol.decode(ids) == '[{"role": "user", "content": "<\u00e9>"}]4'
 
 
@@ -350,6 +393,105 @@ def test_a_carried_llama_3_gives_the_ids_of_ours(ours):
     assert carried.encode_batch(TEXTS) == ours.encode_batch(TEXTS) and carried.specials == ours.specials
     assert carried.encode("a", bos=True) == ours.encode("a", bos=True) and carried.stop_ids == ours.stop_ids
     assert emit.gguf_fields(carried)[key("pre")] == "llama-bpe"
+
+
+HERMES = chat.TEMPLATES["llama3"].replace(
+    "{{- bos_token }}",
+    "{{- bos_token + '<|start_header_id|>system<|end_header_id|>\\n\\nYou are Hermes<|eot_id|>' }}",
+)
+NOT_OURS = {
+    "another system block": HERMES,
+    "no trimming": chat.TEMPLATES["llama3"].replace(" | trim", ""),
+    "another end": chat.TEMPLATES["llama3"] + "{% if not add_generation_prompt %}.{% endif %}",
+    "no system": chat.TEMPLATES["llama3"].replace('"system": "system", ', ""),
+    "dated by the clock, as Llama 3.2": chat.TEMPLATES["llama3.1"].replace('"26 Jul 2024"', "strftime_now('%d %b %Y')"),
+    "no Jinja": "{% for <|start_header_id|>",
+}
+
+
+@pytest.mark.parametrize("why", NOT_OURS)
+def test_a_llama_3_with_another_template_is_carried(why, ours):
+    assert NOT_OURS[why] not in chat.TEMPLATES.values()
+    carried = from_gguf(emit.gguf_fields(ours) | {"tokenizer.chat_template": NOT_OURS[why]})
+    assert type(carried) is CarriedTokenizer and carried.chat_template == NOT_OURS[why]
+
+
+def test_a_template_in_other_words_that_writes_our_dialogs_is_ours(ours):
+    header = "'<|start_header_id|>' ~ m.role ~ '<|end_header_id|>\n\n'"
+    written = (
+        f"{{% for m in messages %}}{{{{ bos_token * loop.first + {header} + m.content | trim + '<|eot_id|>' }}}}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+    )
+    fields = emit.gguf_fields(ours) | {key("eos_token_id"): ours.eot_id}
+    by_eos = {"tokenizer.chat_template": written.replace("'<|eot_id|>'", "eos_token")}
+    for one in (written, written.replace("bos_token * loop.first + ", ""), *by_eos.values()):
+        assert type(from_gguf(fields | {"tokenizer.chat_template": one})) is Tokenizer
+    assert type(from_gguf(fields | by_eos | {key("eos_token_id"): ours.eos_id})) is CarriedTokenizer
+
+
+@pytest.mark.parametrize("left", ["tokenizer.model", "tokenizer.json", "both"])
+def test_llama_3_beside_anothers_files(left, ours, tmp_path):
+    ours.save(tmp_path)
+    for name in {"tokenizer.model", "tokenizer.json"} - {left} if left != "both" else ():
+        (tmp_path / name).unlink()
+    config, generation = tmp_path / "tokenizer_config.json", tmp_path / "generation_config.json"
+    for stops in (ours.eos_id, [ours.eot_id], sorted(ours.stop_ids), [ours.vocab_size]):
+        generation.write_text(json.dumps({"eos_token_id": stops}))
+        assert type(open_tokenizer(tmp_path)) is Tokenizer
+    other = "<|reserved_special_token_9|>"
+    for file, change, told in (
+        (generation, {"eos_token_id": [ours.specials[other]]}, lambda it: ours.specials[other] in it.stop_ids),
+        (config, {"eos_token": other}, lambda it: it.eos_id == ours.specials[other]),
+        (config, {"bos_token": other}, lambda it: it.bos_id == ours.specials[other]),
+        (config, {"add_bos_token": False}, lambda it: not it.adds_bos),
+        (config, {"chat_template": HERMES}, lambda it: it.chat_template == HERMES),
+    ):
+        before = file.read_text()
+        file.write_text(json.dumps(json.loads(before) | change))
+        carried = open_tokenizer(tmp_path)
+        file.write_text(before)
+        assert type(carried) is CarriedTokenizer and told(carried) and carried.stop_ids >= ours.stop_ids
+        assert carried.encode_batch(TEXTS) == ours.encode_batch(TEXTS) and carried.specials == ours.specials
+    assert carried.decode(carried.render(DIALOG)[0]).count("You are Hermes<|eot_id|>") == 1
+    fields = emit.gguf_fields(carried)
+    assert fields[key("pre")] == "llama-bpe" and fields[key("tokens")] == emit.gguf_fields(ours)[key("tokens")]
+    carried.save(tmp_path / "again")
+    for again in (from_gguf(fields), open_tokenizer(tmp_path / "again")):
+        assert type(again) is CarriedTokenizer and again.chat_template == HERMES
+        assert again.encode_batch(TEXTS) == ours.encode_batch(TEXTS) and again.specials == ours.specials
+
+
+def test_a_template_beside_ranks_sets_the_format(ours, tmp_path):
+    ours.save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(chat.TEMPLATES["llama3.1"])
+    for path in (tmp_path, tmp_path / "tokenizer.model"):
+        opened = open_tokenizer(path)
+        assert type(opened) is Tokenizer and opened.chat_format == "llama3.1"
+    (tmp_path / "generation_config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"^.*tokenizer\.model: generation_config.json is no JSON object"):
+        open_tokenizer(tmp_path)
+
+
+def test_stops_of_config_json_where_generation_config_has_none(smol, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(smol.content))
+    for stops in (2, [2, 5]):
+        (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": stops, "bos_token_id": 1}))
+        (tmp_path / "generation_config.json").write_text('{"eos_token_id": null}')
+        opened = open_tokenizer(tmp_path)
+        assert (opened.bos_id, opened.eos_id, opened.stop_ids) == (1, 2, {0, 2} | set([stops] if stops == 2 else stops))
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 0}')
+    assert open_tokenizer(tmp_path).eos_id == 0 and open_tokenizer(tmp_path).stop_ids == {0, 2}
+
+
+def test_a_panic_of_the_library_is_one_line(smol, tmp_path):
+    hostile = smol.content | {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(hostile))
+    with pytest.raises(BaseException) as raw:
+        tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("Hello")
+    assert not isinstance(raw.value, Exception)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 2}')
+    with pytest.raises(ValueError, match=r"no whole .* give one that tokenizers can read"):
+        open_tokenizer(tmp_path)
 
 
 def test_files_beside_a_tokenizer_json(smol, tmp_path):

@@ -62,7 +62,8 @@ def edited(path, fields=None, tensors=None, alignment=None):
         writer.add_custom_alignment(alignment)
     for key, value in (old_fields | (fields or {})).items():
         if value is not None and key != "general.architecture":
-            kind = {list: "array", bool: "bool", int: "uint32", float: "float32", str: "string"}[type(value)]
+            real = "float64" if key.startswith("llamita.") else "float32"
+            kind = {list: "array", bool: "bool", int: "uint32", float: real, str: "string"}[type(value)]
             getattr(writer, f"add_{kind}")(key, value)
     for name, tensor in (old_tensors | (tensors or {})).items():
         if tensor is not None:
@@ -189,7 +190,7 @@ def test_what_the_gguf_library_sees(tmp_path):
         "llama.rope.freq_base": ("FLOAT32", 500_000.0),
         "llama.rope.dimension_count": ("UINT32", 16),
         "llama.vocab_size": ("UINT32", 512),
-        "llamita.rope_scaling.factor": ("FLOAT32", 4.0),
+        "llamita.rope_scaling.factor": ("FLOAT64", 4.0),
         "llamita.rope_scaling.original_max_seq_len": ("UINT32", 64),
         "tokenizer.ggml.model": ("STRING", "gpt2"),
         "tokenizer.ggml.add_bos_token": ("BOOL", True),
@@ -225,6 +226,19 @@ def test_a_tokenizer_smaller_than_the_model_is_padded(tmp_path):
     assert tokens[511:] == [[*TOKENIZER.specials][-1], *(f"[PAD{n}]" for n in range(512, 520))]
     assert types[511:] == [3] + [5] * 8
     assert len(gguf.read_fields(written(tmp_path, small()))["tokenizer.ggml.tokens"]) == 512
+
+
+def test_numbers_that_float32_rounds(tmp_path):
+    scaling = RopeScaling(factor=1 / 3, low_freq_factor=1.123456789, high_freq_factor=4.123456789)
+    model = small(scaling=scaling, rope_theta=1_234_567.891, norm_eps=1.23456789e-5)
+    path = written(tmp_path, model)
+    assert gguf.read(path).shape == model.shape
+    rounded = gguf.read(edited(path, {"llamita.rope_theta": None, "llamita.norm_eps": None})).shape
+    assert (rounded.rope_theta, rounded.norm_eps) == (1_234_567.9, 1.2345679e-5)
+    path = written(tmp_path / "plain", small(rope_theta=1_234_567.891, norm_eps=1e-6))
+    assert "llamita.norm_eps" not in gguf.read_fields(path), "float32's shortest decimal is the number"
+    assert gguf.read(edited(path, {"llama.rope.freq_base": 10_000.0})).shape.rope_theta == 10_000.0
+    refused(edited(path, {"llamita.rope_theta": "many"}), "llamita.rope_theta", "many")
 
 
 OURS = dict.fromkeys(f"llamita.rope_scaling.{field.name}" for field in dataclasses.fields(RopeScaling))
@@ -381,6 +395,7 @@ def raw(path, fields=(), tensors=(), *, counts=None, version=3, data=b"", alignm
 
 
 HUGE = (1 << 63, (1 << 64) - 1, 1 << 40, 1 << 32)
+MANY = gguf_header.MAX_ITEMS + 1
 ONE = tensor(b"a", [8])
 SPOILED = {
     "no fields there": (dict(counts=(0, 5), alignment=1), "name of a field"),
@@ -393,6 +408,8 @@ SPOILED = {
        for n in HUGE for kind in (0, 7, 12)},
     **{f"array of {n} texts": (dict(fields=[field(b"k", 9, struct.pack("<IQ", 8, n))]), f"wants {8 * n} bytes")
        for n in HUGE},
+    "array of many": (dict(fields=[field(b"k", 9, struct.pack("<IQ", 0, MANY) + bytes(MANY))]), "2097152 items"),
+    "texts of many": (dict(fields=[field(b"k", 9, struct.pack("<IQ", 8, MANY) + bytes(8 * MANY))]), "2097152 items"),
     "nested array": (dict(fields=[field(b"k", 9, struct.pack("<IQ", 9, 1))]), "type 9"),
     "array of nothing known": (dict(fields=[field(b"k", 9, struct.pack("<IQ", 13, 1))]), "type 13"),
     "type 13": (dict(fields=[field(b"k", 13, bytes(8))]), "type 13"),
@@ -457,6 +474,14 @@ def test_every_type_of_a_field(tmp_path):
     expected = {str(kind): n for kind, n in numbers.items()} | {f"a{kind}": [n, n] for kind, n in numbers.items()}
     assert found == expected | {"6": 1e-5, "empty": []}
     assert type(found["7"]) is bool
+
+
+def test_arrays_are_bounded_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(gguf_header, "MAX_ITEMS", 20)
+    numbers = field(b"numbers", 9, struct.pack("<IQ", 2, 15) + bytes(30))
+    texts = [field(b"texts", 9, struct.pack("<IQ", 8, count) + text(b"t") * count) for count in (5, 6)]
+    assert gguf.read_fields(raw(tmp_path / "a.gguf", [numbers, texts[0]])) == {"numbers": [0] * 15, "texts": ["t"] * 5}
+    refused(raw(tmp_path / "a.gguf", [numbers, texts[1]]), "'texts'", "20 items")
 
 
 @pytest.mark.parametrize("content", [b"", b"GG", b"GGUF", b"GGUF\x03", b"GGML" + bytes(99), b"{}", b"PK\x03\x04" * 9])

@@ -10,9 +10,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from llamita.formats import hf
+from llamita.formats import hf, meta, open
 from llamita.formats.config_json import read_shape
 from llamita.formats.names import hf_names
+from llamita.formats.weights import Weights
 from llamita.model.llama import build
 from llamita.model.shape import RopeScaling, Shape
 from llamita.tokenizer import Tokenizer
@@ -125,6 +126,18 @@ def test_both_generations_of_keys(tmp_path, scaling, dropped):
         assert read_shape(tmp_path / "model").rope_theta == 10_000.0
 
 
+@pytest.mark.parametrize("scaling", [None, SCALING])
+def test_null_states_nothing(tmp_path, scaling):
+    model = small(scaling=scaling)
+    save(model, TOKENIZER, tmp_path / "model")
+    path = tmp_path / "model/config.json"
+    config = json.loads(path.read_text()) | {"rope_scaling": None}
+    path.write_text(json.dumps(config | {"rope_theta": None}))
+    assert read_shape(tmp_path / "model") == model.shape
+    path.write_text(json.dumps(config | {"rope_theta": 10_000.0}))
+    refused(tmp_path / "model", "10000.0", "500000.0", read=read_shape)
+
+
 def test_the_two_generations_must_agree_on_scaling(tmp_path):
     save(small(scaling=SCALING), TOKENIZER, tmp_path / "model")
     config = json.loads((tmp_path / "model/config.json").read_text())
@@ -223,6 +236,29 @@ def test_an_untied_model_needs_its_head(tmp_path):
     refused(tmp_path / "model", "lm_head.weight", "missing")
 
 
+@pytest.mark.parametrize("in_shards", [True, False])
+def test_a_tied_head_may_be_stored_if_it_is_the_embeddings(folder, monkeypatch, in_shards):
+    monkeypatch.setattr(hf, "ROWS", 100)
+    before = hf.read(folder).load("tok_embeddings.weight")
+    head = {"lm_head.weight": before.clone()}
+    whole = (folder / "model.safetensors").read_bytes()
+
+    def store():
+        (folder / "model.safetensors").write_bytes(whole)
+        change_weights(folder, lambda tensors: tensors.update(head))
+        if in_shards:
+            shard(folder, lambda name: "a" if "lm_head" in name else "b")
+
+    store()
+    weights = hf.read(folder)
+    assert weights.shape.tied and "output.weight" not in weights.kinds
+    for spoiled in (before.bfloat16(), before[:-1].clone(), before.clone()):
+        head["lm_head.weight"] = spoiled
+        spoiled[-3, 5] += 1
+        store()
+        refused(folder, "lm_head.weight", "tie_word_embeddings")
+
+
 def test_rotary_buffers_of_older_folders_are_passed_over(folder):
     change_weights(folder, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}))
     hf.read(folder)
@@ -266,6 +302,35 @@ def test_shards_stay_in_the_folder(folder, name):
     names[Q] = name
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
     refused(folder, "same folder")
+
+
+@pytest.mark.parametrize("name", [hf.WEIGHTS, hf.INDEX])
+def test_a_folder_in_place_of_a_file(folder, name):
+    (folder / "model.safetensors").unlink()
+    (folder / name).mkdir()
+    refused(folder, "holds neither")
+    with pytest.raises(ValueError, match="cannot be read"), hf.opened(folder / name):
+        pass
+
+
+def test_a_config_beside_another_format(folder):
+    """As in the original/ of Meta's repositories, and beside GGUF files on the hub."""
+    config = (folder / "config.json").read_bytes()
+    others = folder.parent / "others"
+    others.mkdir()
+    (others / "config.json").write_bytes(config)
+    assert open.locate(others) == ("hf", others)
+    refused(others, "holds neither", read=open.read)
+    (others / "pytorch_model.bin").write_bytes(b"")
+    refused(others, "pickled", read=open.read)
+    (others / "model.gguf").write_bytes(b"GGUF")
+    assert open.locate(others) == ("gguf", others / "model.gguf")
+    meta.write(Weights.of(small()), TOKENIZER, others, "F32")
+    assert open.locate(others) == ("meta", others) and open.read(others).shape == small().shape
+    shutil.copy(folder / "model.safetensors", others)
+    assert open.locate(others) == ("hf", others)
+    (others / "config.json").unlink()
+    assert open.locate(others) == ("meta", others)
 
 
 def test_pickles_are_refused(folder):

@@ -12,6 +12,7 @@ from llamita.formats.names import to_interleaved
 from llamita.model.llama import build
 from llamita.model.shape import Shape
 from llamita.serve.engine import Engine, Sampling
+from llamita.tokenizer.pieces import from_llama2c
 
 BOS, NUM_STEPS = 1, 200
 
@@ -23,7 +24,8 @@ def weights(shared_data):
 
 @pytest.fixture(scope="module")
 def vocab(weights):
-    return llama2c.read_vocab(weights / "tok512.bin", 512)
+    tokenizer = from_llama2c(weights / "tok512.bin", 512)
+    return [tokenizer.token_bytes(token) for token in range(512)]
 
 
 @pytest.fixture(scope="module")
@@ -246,24 +248,3 @@ def test_any_flipped_byte_of_a_header_is_read_or_refused(version, tmp_path):
             llama2c.read(path).model()
         except ValueError as error:
             assert "\n" not in str(error)
-
-
-def vocab_file(*pieces: bytes) -> bytes:
-    return struct.pack("<i", 6) + b"".join(struct.pack("<fi", 0.0, len(piece)) + piece for piece in pieces)
-
-
-def test_vocab_pieces_and_bytes(tmp_path):
-    path = tmp_path / "tokenizer.bin"
-    path.write_bytes(vocab_file(b" a", b"<0x0A>", b"", b"<0xZZ>", b"<0xFF>"))
-    assert llama2c.read_vocab(path, 5) == [b" a", b"\n", b"", b"<0xZZ>", b"\xff"]
-    with pytest.raises(ValueError, match="is the vocabulary larger"):
-        llama2c.read_vocab(path, 4)
-
-
-@pytest.mark.parametrize(
-    "data", [b"", vocab_file(b"a")[:-1], vocab_file(b"a")[:9], vocab_file(b"a")[:8] + struct.pack("<i", -1)]
-)
-def test_a_damaged_vocab_is_refused(data, tmp_path):
-    (tmp_path / "tokenizer.bin").write_bytes(data)
-    with pytest.raises(ValueError, match="breaks at token 0"):
-        llama2c.read_vocab(tmp_path / "tokenizer.bin", 1)

@@ -15,7 +15,9 @@ from llamita.formats import meta, pth
 from llamita.formats.weights import KINDS, Weights
 from llamita.model.llama import build
 from llamita.model.shape import PRESETS, RopeScaling, Shape
-from llamita.tokenizer import Tokenizer
+from llamita.tokenizer import Tokenizer, emit
+from llamita.tokenizer.carried import CarriedTokenizer
+from llamita.tokenizer.opened import open_tokenizer
 from tests import meta_reference
 
 TOKENIZER = Tokenizer([bytes([byte]) for byte in range(256)])
@@ -254,6 +256,7 @@ def test_one_storage_for_many_tensors_and_old_rotary_tables(folder):
         (dict(dim=None), ["dim"]),
         (dict(dim=10**12), ["dim"]),
         (dict(n_layers=10**6), ["n_layers"]),
+        (dict(n_layers=4096), ["n_layers", "from 1 to 21"]),  # as many as there are tensors
         (dict(n_layers=3), ["layers.2.", "missing"]),
         (dict(n_layers=1), ["layers.1."]),
         (dict(n_heads=7), ["num_heads"]),
@@ -341,7 +344,7 @@ def test_meta_s_rule_gives_every_ffn_dim():
 
 def test_what_meta_s_code_cannot_read_is_said(tmp_path):
     class Foreign:
-        vocab_size = 300
+        vocab_size, bos_id, pad_id, stop_ids = 300, None, None, frozenset([2])
 
         def save(self, folder):
             (folder / "tokenizer.json").write_text("{}")
@@ -350,6 +353,17 @@ def test_what_meta_s_code_cannot_read_is_said(tmp_path):
     warnings = written(tmp_path / "foreign", model_of(), tokenizer=Foreign())
     assert "tokenizer.model" in warnings[0] and "300 tokens and 512 rows" in warnings[1] and len(warnings) == 2
     assert (tmp_path / "foreign/tokenizer.json").exists()
+
+
+def test_a_carried_tokenizer_keeps_its_stop_ids(tmp_path):
+    content = emit.tokenizer_json(TOKENIZER)
+    content["added_tokens"][-1]["content"] = "<|strange|>"  # so that it is no Llama 3 vocabulary
+    eos_id, other = TOKENIZER.eos_id, TOKENIZER.vocab_size - 1
+    carried = CarriedTokenizer(content, bos_id=TOKENIZER.bos_id, eos_id=eos_id, stop_ids=[eos_id, other], adds_bos=True)
+    written(tmp_path / "model", model_of(), tokenizer=carried)
+    assert other in carried.stop_ids and open_tokenizer(tmp_path / "model").stop_ids == carried.stop_ids
+    (tmp_path / "model/generation_config.json").unlink()
+    assert other not in open_tokenizer(tmp_path / "model").stop_ids
 
 
 # Files of strangers

@@ -101,7 +101,15 @@ GOOD = dict(dim=64, num_layers=1, num_heads=4, num_kv_heads=2, ffn_dim=64, vocab
         (dict(num_kv_heads=3), "num_kv_heads 3"),
         (dict(num_kv_heads=8), "num_kv_heads 8"),
         (dict(dim=12), "head_dim 3"),
+        (dict(dim=1 << 25), "dim must be from 1 to 16777216"),
+        (dict(num_layers=4097), "num_layers must be from 1 to 4096"),
+        (dict(vocab_size=10**12), "vocab_size"),
+        (dict(max_seq_len=20_000_000), "max_seq_len"),
         (dict(rope_theta=0.0), "rope_theta"),
+        (dict(rope_theta=float("inf")), "rope_theta"),
+        (dict(rope_theta=10**400), "rope_theta"),
+        (dict(rope_theta=1e39), "within float32"),
+        (dict(norm_eps=1e-50), "within float32"),
         (dict(norm_eps=float("nan")), "norm_eps"),
     ],
 )
@@ -112,7 +120,10 @@ def test_impossible_shapes_are_refused(wrong, named):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("wrong", [dict(factor=0), dict(low_freq_factor=4.0), dict(original_max_seq_len=0)])
+@pytest.mark.parametrize("wrong", [
+    dict(factor=0), dict(factor=float("inf")), dict(factor=float("nan")), dict(low_freq_factor=4.0),
+    dict(high_freq_factor=float("inf")), dict(original_max_seq_len=0), dict(original_max_seq_len=1 << 25),
+])  # fmt: skip
 def test_impossible_scaling_is_refused(wrong):
     with pytest.raises(ValueError, match="rope_scaling"):
         RopeScaling(**wrong)

@@ -157,6 +157,7 @@ def test_sizes_that_cannot_be():
         refused(lambda size=size: surgery.resize_vocab(before, TOKENIZER, size), "at least 512", size)
     refused(lambda: surgery.resize_vocab(before, TOKENIZER, SHAPE.vocab_size), "another size")
     refused(lambda: surgery.pad_vocab(before, SHAPE.vocab_size), "larger size")
+    refused(lambda: surgery.resize_vocab(before, TOKENIZER, 10**12), "vocab_size", 10**12)
     small = random_weights(vocab_size=514)
     refused(lambda: surgery.trim_vocab(small, TOKENIZER, 513), "520 tokens", "514")
     refused(lambda: surgery.resize_vocab(small, TOKENIZER, 519), "520 tokens", "519")
@@ -278,7 +279,9 @@ def test_rotary_settings_that_cannot_be():
     for none in ({}, dict(theta=SHAPE.rope_theta), dict(scaling=None)):
         refused(lambda none=none: surgery.change_rope(before, **none), "already")
     refused(lambda: surgery.change_rope(before, theta=-1.0), "rope_theta")
-    refused(lambda: surgery.change_rope(before, max_seq_len=0), "max_seq_len")
+    refused(lambda: surgery.change_rope(before, theta=math.inf), "rope_theta")
+    for length in (0, 20_000_000):
+        refused(lambda length=length: surgery.change_rope(before, max_seq_len=length), "max_seq_len", length)
 
 
 # LoRA. The peer is an adapter that stays beside its matrix, as peft runs it: y + scale * B(A x).

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from llamita.formats.files import MAX_LAYERS, number, read_json, whole
-from llamita.model.shape import RopeScaling, Shape
+from llamita.formats.files import number, read_json, whole
+from llamita.model.shape import MAX_LAYERS, RopeScaling, Shape
 from llamita.tokenizer import Tokenizer
 
 
@@ -113,7 +113,7 @@ def _rope(config: dict[str, Any], path: Path) -> dict[str, Any]:
     if not isinstance(version4, dict) or not isinstance(version5, dict):
         raise ValueError(f"{path}: rope_scaling and rope_parameters must be objects or null")
     stated = [_one_rope(base | version5, config, path)] if version5 else []
-    if not stated or "rope_theta" in config or "rope_scaling" in config:
+    if not stated or base or version4:
         stated.append(_one_rope(base | version4, config, path))
     if stated[0] != stated[-1]:
         raise ValueError(

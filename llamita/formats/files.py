@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from llamita.model.shape import MAX_SIZE
+
 # Bounds on what a stranger's file may ask for, far above any Llama.
-MAX_JSON_BYTES, MAX_LAYERS, MAX_SIZE = 64 << 20, 4096, 1 << 24
+MAX_JSON_BYTES = 64 << 20
 
 
 @contextmanager

@@ -16,21 +16,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llamita.formats.files import MAX_LAYERS, MAX_SIZE, number, whole
-from llamita.formats.gguf_header import TensorInfo, read_header
-from llamita.formats.names import hf_names, to_half_split, to_interleaved
+from llamita.formats.files import number, whole
+from llamita.formats.gguf_header import TensorInfo, in_float32, read_header
+from llamita.formats.names import hf_names, rotary_heads, to_half_split, to_interleaved
 from llamita.formats.weights import DTYPES, Weights, sizes
 from llamita.model import rope
-from llamita.model.shape import RopeScaling, Shape
+from llamita.model.shape import MAX_SIZE, RopeScaling, Shape
 from llamita.tokenizer import emit
 
 TYPES = gguf_py.GGMLQuantizationType.__members__
 WRITTEN = ("F32", "F16", "BF16", "Q8_0", "Q4_0")
 READ = (*WRITTEN, "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
-EMBEDDINGS, DIVISORS = "token_embd.weight", "rope_freqs.weight"
+TOKEN_EMBD, DIVISORS = "token_embd.weight", "rope_freqs.weight"
 ROWS = 1024  # converted at a time, so that no second copy of a tensor is needed
-# GGUF has no fields for Llama 3.1's rotary scaling, so we add our own, which llama.cpp passes over.
-OUR_SCALING = "llamita.rope_scaling."
+# GGUF has no fields for Llama 3.1's rotary scaling, and float32 for what may need more: we add our own, in float64,
+# which llama.cpp passes over.
+OURS, OUR_SCALING = "llamita.", "llamita.rope_scaling."
+EPS, THETA = "llama.attention.layer_norm_rms_epsilon", "llama.rope.freq_base"
+OUR_NUMBERS = {EPS: "llamita.norm_eps", THETA: "llamita.rope_theta"}
 METADATA = Path("metadata")
 UNUSED = 5  # llama.cpp's type of a token that stands for nothing
 # What llama.cpp's "llama" may be beside a Llama 3, and the value at which it is not.
@@ -71,8 +74,8 @@ def _shape(path: Path, fields: dict[str, Any], tensors: dict[str, TensorInfo]) -
         raise ValueError(f"the architecture is {fields.get('general.architecture')!r:.80}, not 'llama'")
     if fields.get("split.count", 1) not in (0, 1):
         raise ValueError("it is one part of several: join them first (llama-gguf-split --merge)")
-    if EMBEDDINGS not in tensors:
-        raise ValueError(f"there is no {EMBEDDINGS}: it is a vocabulary or an adapter, not a model")
+    if TOKEN_EMBD not in tensors:
+        raise ValueError(f"there is no {TOKEN_EMBD}: it is a vocabulary or an adapter, not a model")
     # Some converters repeat a value for each layer.
     fields = fields | {k: value[0] for k, value in fields.items() if isinstance(value, list) and len(set(value)) == 1}
     for key, plain in PLAIN.items():
@@ -82,25 +85,32 @@ def _shape(path: Path, fields: dict[str, Any], tensors: dict[str, TensorInfo]) -
     def size(key: str, default: int | None = None, limit: int = MAX_SIZE) -> int:
         return whole(fields, f"llama.{key}", METADATA, default, limit)
 
-    embeddings = tensors[EMBEDDINGS].size
+    embeddings = tensors[TOKEN_EMBD].size
     num_heads = size("attention.head_count")
     shape = Shape(
         # A size that the file's tensors cannot bear out is refused before a model of that size is imagined.
         dim=size("embedding_length", limit=embeddings[-1]),
-        num_layers=size("block_count", limit=min(MAX_LAYERS, len(tensors))),
+        num_layers=size("block_count", limit=len(tensors)),
         num_heads=num_heads,
         num_kv_heads=size("attention.head_count_kv", num_heads),
         ffn_dim=size("feed_forward_length"),
         vocab_size=size("vocab_size", embeddings[0]),
         tied="output.weight" not in tensors,
         max_seq_len=size("context_length"),
-        rope_theta=number(fields, "llama.rope.freq_base", METADATA, 10_000.0),
-        norm_eps=number(fields, "llama.attention.layer_norm_rms_epsilon", METADATA),
+        rope_theta=_number(fields, THETA, 10_000.0),
+        norm_eps=_number(fields, EPS),
     )
     for key in ("rope.dimension_count", "attention.key_length", "attention.value_length"):
         if size(key, shape.head_dim) != shape.head_dim:
             raise ValueError(f"llama.{key} is {size(key)}, but a Llama 3 has {shape.head_dim}, the size of a head")
     return dataclasses.replace(shape, rope_scaling=_scaling(path, fields, tensors.get(DIVISORS), shape))
+
+
+def _number(fields: dict[str, Any], key: str, default: float | None = None) -> float:
+    """What the file states in float32, or what we add to it, unless somebody has changed the first since."""
+    stated = number(fields, key, METADATA, default)
+    ours = number(fields, OUR_NUMBERS[key], METADATA, stated)
+    return ours if math.isclose(ours, stated, rel_tol=2**-23) else stated
 
 
 def _scaling(path: Path, fields: dict[str, Any], info: TensorInfo | None, shape: Shape) -> RopeScaling | None:
@@ -156,7 +166,7 @@ def _check(tensors: dict[str, TensorInfo], names: dict[str, str], shape: Shape) 
 
 def _turned(turn: Callable[[Tensor, int], Tensor], shape: Shape, ours: str, weight: Tensor) -> Tensor:
     """The weight, its rows put in another order if they are rotary: GGUF keeps them interleaved."""
-    heads = {"wq": shape.num_heads, "wk": shape.num_kv_heads}.get(ours.split(".")[-2])
+    heads = rotary_heads(ours, shape)
     return turn(weight, heads) if heads else weight
 
 
@@ -170,7 +180,8 @@ def write(weights: Weights, tokenizer: Any, folder: Path, kind: str, *, name: st
     fields = _fields(weights.shape, kind) | {"general.name": name} | _padded(tokenizer, weights.shape.vocab_size)
     with closing(gguf_py.GGUFWriter(folder / f"{name}-{kind.lower()}.gguf", "llama")) as writer:
         for key, value in fields.items():
-            add = {list: "array", bool: "bool", int: "uint32", float: "float32", str: "string"}[type(value)]
+            real = "float64" if key.startswith(OURS) else "float32"
+            add = {list: "array", bool: "bool", int: "uint32", float: real, str: "string"}[type(value)]
             getattr(writer, f"add_{add}")(key, value)
         parts = {names[ours]: (size, kinds[ours]) for ours, size in sizes(weights.shape).items()}
         if scaling := weights.shape.rope_scaling:
@@ -223,10 +234,11 @@ def _fields(shape: Shape, kind: str) -> dict[str, Any]:
         "llama.feed_forward_length": shape.ffn_dim,
         "llama.attention.head_count": shape.num_heads,
         "llama.attention.head_count_kv": shape.num_kv_heads,
-        "llama.attention.layer_norm_rms_epsilon": float(shape.norm_eps),
-        "llama.rope.freq_base": float(shape.rope_theta),
+        EPS: float(shape.norm_eps),
+        THETA: float(shape.rope_theta),
         "llama.rope.dimension_count": shape.head_dim,
     }
+    fields |= {ours: fields[key] for key, ours in OUR_NUMBERS.items() if in_float32(fields[key]) != fields[key]}
     if shape.rope_scaling:
         fields |= {OUR_SCALING + key: value for key, value in dataclasses.asdict(shape.rope_scaling).items()}
     return fields

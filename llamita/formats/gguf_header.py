@@ -14,8 +14,9 @@ from typing import Any, NoReturn
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES
 
-# Bounds far above any Llama's: 128,256 tokens with their merges take 8 MB, 126 layers 1,138 tensors.
-MAX_HEADER_BYTES, MAX_COUNT, MAX_DIMS = 64 << 20, 1 << 16, 4
+# Bounds far above any Llama's: 128,256 tokens, their types and 280,147 merges take 8 MB, 126 layers 1,138 tensors.
+# MAX_ITEMS of all arrays together, as an item of two bytes in the file takes 36 and more in Python.
+MAX_HEADER_BYTES, MAX_ITEMS, MAX_COUNT, MAX_DIMS = 64 << 20, 1 << 21, 1 << 16, 4
 # Number of a type -> its code in `struct`.
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
@@ -54,7 +55,7 @@ def read_header(path: Path | str) -> tuple[dict[str, Any], dict[str, TensorInfo]
 class _Header:
     def __init__(self, path: Path, data: mmap.mmap, num_bytes: int):
         self.path, self.data, self.num_bytes = path, data, num_bytes
-        self.pos = 4
+        self.pos, self.num_items = 4, 0
 
     def refuse(self, reason: str) -> NoReturn:
         raise ValueError(f"{self.path}: {reason}")
@@ -107,15 +108,16 @@ class _Header:
             return self.texts(1, what)[0]
         if kind == ARRAY:
             kind, count = self.unpack("IQ", what)
-            if kind == STRING:
-                return self.texts(count, what)
-            if kind in SCALARS:
-                self.need(count * struct.calcsize(f"<{SCALARS[kind]}"), what)
-                return list(self.unpack(f"{count}{SCALARS[kind]}", what))
+            if kind in SCALARS or kind == STRING:
+                self.need(count * (LENGTH.size if kind == STRING else struct.calcsize(SCALARS[kind])), what)
+                self.num_items += count
+                if self.num_items > MAX_ITEMS:
+                    self.refuse(f"{what} brings its arrays to more than {MAX_ITEMS} items, which no Llama needs")
+                return self.texts(count, what) if kind == STRING else list(self.unpack(f"{count}{SCALARS[kind]}", what))
         if kind not in SCALARS:
             self.refuse(f"{what} holds values of the type {kind}, which is none to read")
         (value,) = self.unpack(SCALARS[kind], what)
-        return float(str(np.float32(value))) if SCALARS[kind] == "f" else value
+        return in_float32(value) if SCALARS[kind] == "f" else value
 
     def tensors(self, count: int, alignment: Any) -> dict[str, TensorInfo]:
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
@@ -147,6 +149,11 @@ class _Header:
             if info.start + info.num_bytes > self.num_bytes:
                 self.refuse(f"cut short: the file has {self.num_bytes} bytes, not all of tensor {name!r:.80}")
         return infos
+
+
+def in_float32(value: float) -> float:
+    """The shortest decimal that gives the same float32 as `value`."""
+    return float(str(np.float32(value)))
 
 
 def _aligned(position: int, alignment: int) -> int:

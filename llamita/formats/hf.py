@@ -13,12 +13,15 @@ from torch import Tensor
 
 from llamita.formats.config_json import config, generation_config, read_shape
 from llamita.formats.files import read_json, write_json
-from llamita.formats.names import hf_names
+from llamita.formats.names import EMBEDDINGS, HEAD, TO_HF, hf_names
 from llamita.formats.weights import DTYPES, KINDS, Weights, sizes
 from llamita.tokenizer import Tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5 * 10**9  # as transformers cuts
+ROWS = 1024  # compared at a time
+
+Stored = tuple[Path, list[int], str]  # a tensor's file, shape and kind
 
 
 def write(weights: Weights, tokenizer: Tokenizer, folder: Path, kind: str | None = None) -> None:
@@ -78,6 +81,7 @@ def write_safetensors(path: Path, sizes: dict[str, tuple[int, ...]], dtype: torc
 def read(folder: Path | str) -> Weights:
     """The weights of a folder, in one safetensors file or several.
 
+    A head that config.json ties may lie there too, equal to the embeddings, as some tools write it.
     Raises ValueError naming the first tensor that is missing, extra or of a wrong shape, or the damaged file.
     Pickled weights (.bin, .pth) can run code and are refused.
     """
@@ -85,6 +89,7 @@ def read(folder: Path | str) -> Weights:
     shape = read_shape(folder)
     stored = _headers(_weight_files(folder))
     names = hf_names(shape.num_layers, tied=shape.tied)
+    head = stored.pop(TO_HF[HEAD], None) if shape.tied else None
     if missing := sorted(set(names.values()) - stored.keys()):
         raise ValueError(f"{folder}: tensor {missing[0]} is missing ({len(missing)} in all)")
     if extra := sorted(stored.keys() - set(names.values())):
@@ -93,6 +98,11 @@ def read(folder: Path | str) -> Weights:
         found = stored[names[ours]][1]
         if found != list(size):
             raise ValueError(f"{folder}: tensor {names[ours]} has shape {found}, expected {list(size)}")
+    if head and not _equal(TO_HF[HEAD], head, TO_HF[EMBEDDINGS], stored[TO_HF[EMBEDDINGS]]):
+        raise ValueError(
+            f"{folder}: config.json ties the head, but {TO_HF[HEAD]} differs from the embeddings: "
+            "delete it or set tie_word_embeddings to false"
+        )
 
     def load(ours: str) -> Tensor:
         path, _, _ = stored[names[ours]]
@@ -103,10 +113,20 @@ def read(folder: Path | str) -> Weights:
     return Weights(shape, {ours: stored[theirs][2] for ours, theirs in names.items()}, load)
 
 
+def _equal(name: str, stored: Stored, other_name: str, other: Stored) -> bool:
+    """Whether two matrices are stored with the same bits."""
+    if stored[1:] != other[1:]:
+        return False
+    with opened(stored[0]) as file, opened(other[0]) as other_file:
+        rows, other_rows = file.get_slice(name), other_file.get_slice(other_name)
+        parts = [slice(start, start + ROWS) for start in range(0, stored[1][0], ROWS)]
+        return all(torch.equal(rows[part].view(torch.uint8), other_rows[part].view(torch.uint8)) for part in parts)
+
+
 def _weight_files(folder: Path) -> list[Path]:
-    if (folder / WEIGHTS).exists():
+    if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
-    if not (folder / INDEX).exists():
+    if not (folder / INDEX).is_file():
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pth"))
         reason = "; pickled weights can run code when read: convert them to safetensors" if pickled else ""
         raise ValueError(f"{folder} holds neither {WEIGHTS} nor {INDEX}{reason}")
@@ -124,17 +144,18 @@ def _weight_files(folder: Path) -> list[Path]:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """A safetensors file. Raises ValueError naming it where it is damaged."""
+    """A safetensors file. Raises ValueError naming it where it cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
             yield file
-    except SafetensorError as error:
-        raise ValueError(f"{path} is cut short or damaged ({error}): fetch or write it again") from None
+    except (SafetensorError, OSError) as error:
+        reason = "if it is cut short or damaged, fetch or write it again"
+        raise ValueError(f"{path} cannot be read ({error}): {reason}") from None
 
 
-def _headers(paths: list[Path]) -> dict[str, tuple[Path, list[int], str]]:
-    """Tensor name -> its file, shape and kind, without reading a weight."""
-    stored: dict[str, tuple[Path, list[int], str]] = {}
+def _headers(paths: list[Path]) -> dict[str, Stored]:
+    """All tensors by name, without reading a weight."""
+    stored: dict[str, Stored] = {}
     for path in paths:
         with opened(path) as file:
             for name in set(file.keys()):

@@ -1,4 +1,4 @@
-"""Read llama2.c's .bin models and its tokenizer.bin (github.com/karpathy/llama2.c: export.py, run.c, runq.c).
+"""Read llama2.c's .bin models (github.com/karpathy/llama2.c: export.py, run.c, runq.c).
 
 Version 0: seven int32 (dim, ffn_dim, num_layers, num_heads, num_kv_heads, vocab_size, negative where the head is not
 tied, max_seq_len), then float32 tensors. Versions 1 and 2: uint32 magic, int32 version, the same seven, one byte 1
@@ -7,7 +7,6 @@ matrices as int8 and behind each matrix one float32 scale for every group_size v
 all layers together. All little-endian; rotary pairs are interleaved, theta is 10000.
 """
 
-import re
 import struct
 from math import prod
 from pathlib import Path
@@ -16,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llamita.formats.files import MAX_LAYERS, MAX_SIZE
-from llamita.formats.names import to_half_split
+from llamita.formats.names import EMBEDDINGS, HEAD, rotary_heads, to_half_split
 from llamita.formats.weights import Weights, sizes
 from llamita.model.shape import Shape
 
@@ -25,12 +23,11 @@ SIZES = struct.Struct("<7i")
 MAGIC = struct.pack("<I", 0x616B3432)
 FLAGS = struct.Struct("<Bi")  # tied, group_size
 HEADER_BYTES = 256  # of versions 1 and 2
-BYTE = re.compile(rb"<0x[0-9A-F]{2}>")
 
 MATRICES = [*(f"layers.{{}}.attention.w{which}.weight" for which in "qkvo"),
             *(f"layers.{{}}.feed_forward.w{which}.weight" for which in "123")]  # fmt: skip
 NORMS = ["layers.{}.attention_norm.weight", "layers.{}.ffn_norm.weight"]
-EMBEDDINGS, NORM, HEAD, ROTARY = "tok_embeddings.weight", "norm.weight", "output.weight", "rotary"
+NORM, ROTARY = "norm.weight", "rotary"
 ORDER = {
     0: [EMBEDDINGS, NORMS[0], *MATRICES[:4], NORMS[1], *MATRICES[4:], NORM, ROTARY, HEAD],
     1: [*NORMS, NORM, EMBEDDINGS, *MATRICES, HEAD],
@@ -62,7 +59,7 @@ def read(path: str | Path) -> Weights:
             scales = np.fromfile(path, "<f4", num_values // group_size, offset=start + num_values)
             tensor = values.view(-1, group_size) * torch.from_numpy(scales).unsqueeze(1)
         tensor = tensor.view(expected[name])
-        heads = {"wq": shape.num_heads, "wk": shape.num_kv_heads}.get(name.split(".")[-2])
+        heads = rotary_heads(name, shape)
         return to_half_split(tensor, heads) if heads else tensor
 
     kinds = {name: "I8" if version == 2 and "norm" not in name else "F32" for name in expected}
@@ -78,10 +75,7 @@ def _header(head: bytes) -> tuple[Shape, int, int]:
             raise ValueError(f"its version is {version}; llamita reads 0, 1 and 2")
     if len(head) < (HEADER_BYTES if version else SIZES.size):
         raise ValueError(f"{len(head)} bytes are less than its header")
-    numbers = SIZES.unpack_from(head, start)
-    dim, ffn_dim, num_layers, num_heads, num_kv_heads, vocab_size, max_seq_len = numbers
-    if num_layers > MAX_LAYERS or max(map(abs, numbers)) > MAX_SIZE:
-        raise ValueError(f"its header asks for sizes beyond any Llama: {numbers}")
+    dim, ffn_dim, num_layers, num_heads, num_kv_heads, vocab_size, max_seq_len = SIZES.unpack_from(head, start)
     tied = vocab_size > 0
     if version:
         tied, group_size = FLAGS.unpack_from(head, start + SIZES.size)
@@ -122,25 +116,3 @@ def _places(shape: Shape, version: int, group_size: int, num_bytes: int) -> dict
     if end != num_bytes:
         raise ValueError(f"it has {num_bytes} bytes, its header promises {end}")
     return {name.format(layer): start + layer * size for name, start, size, count in runs for layer in range(count)}
-
-
-def read_vocab(path: str | Path, size: int) -> list[bytes]:
-    """What each of the `size` tokens of a tokenizer.bin prints (a piece `<0x0A>` is that byte).
-
-    The file: int32 longest piece, then for each token float32 score, int32 number of bytes, the bytes.
-    Raises ValueError for a file that ends too early or too late.
-    """
-    data = Path(path).read_bytes()
-    pieces = []
-    offset = 4
-    for token in range(size):
-        head = data[offset : offset + 8]
-        length = struct.unpack("<fi", head)[1] if len(head) == 8 else -1
-        piece = data[offset + 8 : offset + 8 + length] if length >= 0 else b""
-        if length < 0 or len(piece) < length:
-            raise ValueError(f"{path} is no whole llama2.c tokenizer of {size} tokens: it breaks at token {token}")
-        pieces.append(bytes.fromhex(piece[3:5].decode()) if BYTE.fullmatch(piece) else piece)
-        offset += 8 + length
-    if offset != len(data):
-        raise ValueError(f"{path} has {len(data) - offset} bytes after {size} tokens: is the vocabulary larger?")
-    return pieces

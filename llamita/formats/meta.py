@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from llamita.formats import pth
-from llamita.formats.files import MAX_LAYERS, MAX_SIZE, number, read_json, whole, write_json
-from llamita.formats.names import to_half_split, to_interleaved
+from llamita.formats.config_json import generation_config
+from llamita.formats.files import number, read_json, whole, write_json
+from llamita.formats.names import EMBEDDINGS, HEAD, rotary_heads, to_half_split, to_interleaved
 from llamita.formats.weights import DTYPES, KINDS, Weights, sizes
-from llamita.model.shape import PRESETS, RopeScaling, Shape
+from llamita.model.shape import MAX_SIZE, PRESETS, RopeScaling, Shape
 from llamita.tokenizer import Tokenizer
 
 PARAMS, SIDECAR = "params.json", "llamita.json"
-EMBEDDINGS, HEAD, W1 = "tok_embeddings.weight", "output.weight", "layers.0.feed_forward.w1.weight"
+W1 = "layers.0.feed_forward.w1.weight"
 # All that a plain Llama's params.json may hold: adapters, quantization, experts and vision come with other keys.
 KEYS = ("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps",
         "rope_theta", "use_scaled_rope")  # fmt: skip
@@ -53,14 +54,10 @@ def read(folder: Path | str) -> Weights:
     shape = _completed(shape, folder / SIDECAR, joined)
 
     def load(name: str) -> Tensor:
-        weight, heads = joined[name].load(), _rotary_heads(name, shape)
+        weight, heads = joined[name].load(), rotary_heads(name, shape)
         return to_half_split(weight, heads) if heads else weight
 
     return Weights(shape, {name: joined[name].kind for name in sizes(shape)}, load)
-
-
-def _rotary_heads(name: str, shape: Shape) -> int | None:
-    return {"wq": shape.num_heads, "wk": shape.num_kv_heads}.get(name.split(".")[-2])
 
 
 class _Joined:
@@ -113,7 +110,7 @@ def _shape(path: Path, shards: Sequence[Shard]) -> Shape:
     scaled = params.get("use_scaled_rope", False)
     shape = Shape(
         dim=dim,
-        num_layers=whole(params, "n_layers", path, limit=MAX_LAYERS),
+        num_layers=whole(params, "n_layers", path, limit=len(first)),  # before a model of that depth is imagined
         num_heads=num_heads,
         num_kv_heads=whole(params, "n_kv_heads", path, num_heads),
         ffn_dim=first[W1].size[0] * len(shards),
@@ -198,19 +195,21 @@ def _is_tied(joined: Mapping[str, _Joined]) -> bool:
 def write(weights: Weights, tokenizer: Any, folder: Path, kind: str) -> list[str]:
     """Fill an empty folder: params.json, llamita.json, one shard stored as `kind` (F32, BF16, F16), the tokenizer.
 
-    A tied head is written too, which Meta's loader wants. Returns what Meta's code cannot know or read, a line each.
+    A tied head is written too, which Meta's loader wants, and generation_config.json, which alone names the stop ids of
+    a tokenizer other than Llama 3's. Returns what Meta's code cannot know or read, a line each.
     """
     shape = weights.shape
 
     def load(name: str) -> Tensor:
         weight = weights.load(EMBEDDINGS if name == HEAD and shape.tied else name)
-        heads = _rotary_heads(name, shape)
+        heads = rotary_heads(name, shape)
         return to_interleaved(weight, heads) if heads else weight
 
     write_json(folder / PARAMS, _params(shape))
     write_json(folder / SIDECAR, dataclasses.asdict(shape))
     names = sizes(dataclasses.replace(shape, tied=False))
     pth.write(folder / "consolidated.00.pth", names, DTYPES[kind], load)
+    write_json(folder / "generation_config.json", generation_config(tokenizer))
     tokenizer.save(folder)
     return _warnings(shape, tokenizer)
 

@@ -5,9 +5,12 @@ A `{}` stands for the layer's number. Every format reads this table; none keeps 
 
 from torch import Tensor
 
+from llamita.model.shape import Shape
+
+EMBEDDINGS, HEAD = "tok_embeddings.weight", "output.weight"
 # Ours (Meta's) -> Hugging Face's LlamaForCausalLM.
 TO_HF = {
-    "tok_embeddings.weight": "model.embed_tokens.weight",
+    EMBEDDINGS: "model.embed_tokens.weight",
     "layers.{}.attention.wq.weight": "model.layers.{}.self_attn.q_proj.weight",
     "layers.{}.attention.wk.weight": "model.layers.{}.self_attn.k_proj.weight",
     "layers.{}.attention.wv.weight": "model.layers.{}.self_attn.v_proj.weight",
@@ -18,7 +21,7 @@ TO_HF = {
     "layers.{}.attention_norm.weight": "model.layers.{}.input_layernorm.weight",
     "layers.{}.ffn_norm.weight": "model.layers.{}.post_attention_layernorm.weight",
     "norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
+    HEAD: "lm_head.weight",
 }
 
 
@@ -26,11 +29,16 @@ def hf_names(num_layers: int, *, tied: bool) -> dict[str, str]:
     """Our name -> Hugging Face's for every tensor of a model; a tied head is no tensor of its own."""
     names = {}
     for ours, theirs in TO_HF.items():
-        if tied and ours == "output.weight":
+        if tied and ours == HEAD:
             continue
         for layer in range(num_layers) if "{}" in ours else (0,):
             names[ours.format(layer)] = theirs.format(layer)
     return names
+
+
+def rotary_heads(name: str, shape: Shape) -> int | None:
+    """How many heads turn in the rows of the tensor that we call `name`; None where its rows do not."""
+    return {"wq": shape.num_heads, "wk": shape.num_kv_heads}.get(name.split(".")[-2])
 
 
 def to_half_split(weight: Tensor, num_heads: int) -> Tensor:

@@ -18,9 +18,11 @@ def locate(path: Path | str) -> tuple[str, Path]:
     """
     path = Path(path)
     if path.is_dir():
-        for name, kind in (("config.json", "hf"), ("params.json", "meta")):
-            if (path / name).is_file():
-                return kind, path
+        there = {file.name for file in path.iterdir() if file.is_file()}
+        if "config.json" in there and there & {hf.WEIGHTS, hf.INDEX}:  # it may also lie beside another format
+            return "hf", path
+        if meta.PARAMS in there:
+            return "meta", path
         files = sorted(path.glob("*.gguf"))
         if len(files) == 1:
             return "gguf", files[0]
@@ -28,6 +30,8 @@ def locate(path: Path | str) -> tuple[str, Path]:
             raise ValueError(f"{path} holds {len(files)} GGUF files: name one of them, as {files[0]}")
         if (path / "model").is_dir():
             return locate(path / "model")
+        if "config.json" in there:  # hf.read knows what is missing
+            return "hf", path
     if path.is_file():
         with path.open("rb") as file:
             head = file.read(4)

@@ -17,6 +17,7 @@ from torch import Tensor
 from llamita.formats import gguf, llama_cpp, open, readers
 from llamita.formats.config_json import generation_config
 from llamita.formats.files import read_json, sha256, write_json
+from llamita.formats.gguf_header import in_float32
 from llamita.formats.readers import MESSAGES, NUM_PROMPT, NUM_REPLY, STRINGS, TEXT, Reading, controls
 from llamita.formats.weights import DTYPES, Weights
 from llamita.model.llama import Llama
@@ -229,7 +230,7 @@ def _computed(
         return computed
     shape = weights.shape
     ours.facts = expected | {"number of rows": shape.vocab_size, "tied head": shape.tied,
-                             "rope_theta": shape.rope_theta, "max_seq_len": shape.max_seq_len}  # fmt: skip
+                             "rope_theta": in_float32(shape.rope_theta), "max_seq_len": shape.max_seq_len}  # fmt: skip
     try:
         theirs = readers.READERS[reader](folder, tokens_BT, dialog(tokenizer))
     except Exception as error:  # whatever stops a foreign reader is a fault of the export

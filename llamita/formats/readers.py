@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llamita.formats import llama_cpp
+from llamita.formats.gguf_header import in_float32
 
 NUM_PROMPT, NUM_REPLY = 8, 16
 
@@ -142,7 +143,7 @@ def of_llama_cpp(folder: Path, tokens_BT: Tensor, messages: Any) -> Reading:
         "bos, eos, add_bos": [None if found.bos_id < 0 else found.bos_id, found.eos_id, found.adds_bos],
         "chat template": found.chat_template,
         "ids with BOS": found.ids_with_bos[-1],
-        "rope_theta": found.rope_theta,
+        "rope_theta": found.rope_theta and in_float32(found.rope_theta),
         "max_seq_len": found.max_seq_len,
     }
     if messages:

@@ -20,12 +20,11 @@ from torch import Tensor, nn
 
 from llamita.formats.files import number, read_json, whole
 from llamita.formats.hf import opened
-from llamita.formats.names import hf_names
+from llamita.formats.names import EMBEDDINGS, HEAD, hf_names
 from llamita.formats.weights import DTYPES, Weights, check_rows, sizes
 from llamita.model.shape import RopeScaling, Shape
 from llamita.tokenizer.llama3 import NUM_SPECIALS, Tokenizer
 
-EMBEDDINGS, HEAD = "tok_embeddings.weight", "output.weight"
 KEEP = ("embeddings", "head", "mean")
 ROWS = 1024  # made wider at a time
 SEED, NUM_ROWS = 0, 2

@@ -4,6 +4,14 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+# Bounds far above any Llama, so that nothing is computed of a shape that no machine holds.
+MAX_LAYERS, MAX_SIZE = 4096, 1 << 24
+
+
+def _in_float32(*numbers: float) -> bool:
+    """Whether all are above 0 and still finite and above 0 in float32, in which others store them and compute."""
+    return all(1e-37 <= number <= 1e38 for number in numbers)
+
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -15,9 +23,13 @@ class RopeScaling:
     original_max_seq_len: int = 8192
 
     def __post_init__(self) -> None:
-        bands = 0 < self.low_freq_factor < self.high_freq_factor
-        if not (bands and self.factor > 0 and self.original_max_seq_len > 0):
-            raise ValueError(f"rope_scaling needs values above 0 and low_freq_factor < high_freq_factor: {self}")
+        whole = 1 <= self.original_max_seq_len <= MAX_SIZE
+        numbers = _in_float32(self.factor, self.low_freq_factor, self.high_freq_factor)
+        if not (whole and numbers and self.low_freq_factor < self.high_freq_factor):
+            raise ValueError(
+                "rope_scaling needs factors above 0 within float32, low_freq_factor < high_freq_factor and "
+                f"original_max_seq_len from 1 to {MAX_SIZE}: {self}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +61,13 @@ class Shape:
             "vocab_size",
             "max_seq_len",
         ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"shape.{name} must be at least 1, got {getattr(self, name)}")
-        if not (self.rope_theta > 0 and self.norm_eps > 0):
-            raise ValueError(f"shape.rope_theta {self.rope_theta} and shape.norm_eps {self.norm_eps} must be above 0")
+            value, most = getattr(self, name), MAX_LAYERS if name == "num_layers" else MAX_SIZE
+            if not 1 <= value <= most:
+                raise ValueError(f"shape.{name} must be from 1 to {most}, got {value}")
+        if not _in_float32(self.rope_theta, self.norm_eps):
+            raise ValueError(
+                f"shape.rope_theta {self.rope_theta} and shape.norm_eps {self.norm_eps} must be above 0 within float32"
+            )
         if self.dim % self.num_heads:
             raise ValueError(f"shape.dim {self.dim} is not divisible by shape.num_heads {self.num_heads}")
         if self.num_heads % self.num_kv_heads:

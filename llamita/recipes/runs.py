@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from llamita.config import flatten, nearest
-from llamita.model.shape import preset
+from llamita.model.shape import MAX_SIZE, preset
 from llamita.train.run import Checkpoint, Data, Log, Optim, Run, Schedule
 
 
@@ -74,7 +74,7 @@ def recipe(name: str) -> Run:
 def sources(run: Run, recipe: Run, recipe_name: str, last: str) -> dict[str, str]:
     """Where each setting's value comes from: the dataclass's default, the recipe (any shape is its), or `last`."""
     wanted = flatten(recipe)
-    plain = flatten(Run(name="", shape=replace(recipe.shape, max_seq_len=2**30)))
+    plain = flatten(Run(name="", shape=replace(recipe.shape, max_seq_len=MAX_SIZE)))
     return {
         key: last
         if value != wanted.get(key)

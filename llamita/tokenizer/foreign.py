@@ -41,7 +41,9 @@ class JsonTokenizer(PieceTable):
             tokenizer = tokenizers.Tokenizer.from_str(data.decode())
             tokenizer.encode(PROBE, add_special_tokens=False)  # some faults show only in use
             decoder = json.loads(data).get("decoder") or {}
-        except Exception:  # the library raises nothing narrower
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # the library raises nothing narrower, and its panics are no Exception
             raise ValueError("no whole tokenizer.json of Hugging Face; give one that tokenizers can read") from None
         tokenizer.no_truncation()
         tokenizer.no_padding()

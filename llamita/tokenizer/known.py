@@ -1,12 +1,11 @@
 """The splits that llama.cpp has too, and a tokenizer.json that is Llama 3's told from any other."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from llamita.tokenizer import emit
+from llamita.tokenizer import chat, emit, template
 from llamita.tokenizer.carried import CarriedTokenizer, ids_of, merges_of
-from llamita.tokenizer.chat import format_of
 from llamita.tokenizer.emit import byte_level, split
 from llamita.tokenizer.foreign import byte_level_bytes
 from llamita.tokenizer.llama3 import PATTERN, SPECIALS, Tokenizer
@@ -45,23 +44,65 @@ def _plain(step: Mapping[str, Any]) -> dict[str, Any]:
     return {"use_regex": True, **step, "trim_offsets": None, "invert": step.get("invert", False)}
 
 
+# Whatever a template writes of its own shows in one of these, as does whether it trims
+_USER, _TRIMMED = {"role": "user", "content": "Hi"}, {"role": "user", "content": " 2 + 2?\n"}
+_WHOLE = [{"role": "system", "content": "Be kind.\n"}, _TRIMMED, {"role": "assistant", "content": " Four."}]
+_DIALOGS = [([_USER], False), ([_USER], True), (_WHOLE, False), ([*_WHOLE, _USER], True)]
+
+
 def settled(content: dict[str, Any], **controls: Any) -> Tokenizer | CarriedTokenizer:
     """The tokenizer of a tokenizer.json and its controls, as CarriedTokenizer takes them.
 
-    Where ids, merges, split and specials are Llama 3's, `Tokenizer`: only names of reserved specials may differ.
+    Where ids, merges, split and specials are Llama 3's, but for names of reserved specials, and the controls
+    `serves`: `Tokenizer`.
     """
-    return _llama3(content, **controls) or CarriedTokenizer(content, **controls)
+    tokenizer = _llama3(content, chat.format_of(controls.get("chat_template") or ""))
+    return tokenizer if tokenizer and serves(tokenizer, **controls) else CarriedTokenizer(content, **controls)
 
 
-def _llama3(content: dict[str, Any], *, adds_bos: bool, chat_template: str | None, **_: Any) -> Tokenizer | None:
+def serves(
+    tokenizer: Tokenizer,
+    *,
+    eos_id: int | None,
+    bos_id: int | None,
+    stop_ids: Iterable[int],
+    adds_bos: bool,
+    chat_template: str | None = None,
+    **_: Any,
+) -> bool:
+    """Whether `tokenizer` does all that a model's controls ask: it begins a text and stops as they say, and writes
+    plain dialogs as their template does, if there is one, to the id.
+
+    It may stop at more: a base model names <|end_of_text|> alone. Padding, which no model sees, may be another.
+    Llama 3.2's template does not pass, for it dates dialogs by the clock.
+    """
+    stops = {i for i in (eos_id, *stop_ids) if i is not None}
+    if not (adds_bos and bos_id in (None, tokenizer.bos_id) and stops <= tokenizer.stop_ids):
+        return False
+    if chat_template is None:
+        return True
+    names = {"bos_token": "<|begin_of_text|>"}
+    if eos_id is not None:
+        names["eos_token"] = tokenizer.decode([eos_id])
+    try:
+        program = template.compiled(chat_template)
+        for messages, reply in _DIALOGS:
+            ids = tokenizer.encode(template.filled(program, messages, reply, names), specials="allow")
+            begun = ids if ids[:1] == [tokenizer.bos_id] else [tokenizer.bos_id, *ids]
+            if begun != chat.render(tokenizer, messages, reply=reply)[0]:
+                return False
+    except ValueError:  # it cannot be read, or refuses a dialog
+        return False
+    return True
+
+
+def _llama3(content: dict[str, Any], chat_format: str) -> Tokenizer | None:
     ids = ids_of(content)
     names = sorted(ids, key=ids.__getitem__)
     first = len(names) - len(SPECIALS)
     added = {token["id"] for token in content.get("added_tokens") or () if token.get("special")}
     of_llama3 = (
         split_name(content) == "llama-bpe"
-        and adds_bos
-        and "<|start_header_id|>" in (chat_template or "<|start_header_id|>")
         and sorted(ids.values()) == list(range(len(names)))
         and added == set(range(first, len(names)))
         and all(map(_same_special, SPECIALS, names[first:]))
@@ -70,7 +111,7 @@ def _llama3(content: dict[str, Any], *, adds_bos: bool, chat_template: str | Non
     if not tokens or [*map(emit.spell, tokens)] != names[:first]:
         return None
     try:
-        tokenizer = Tokenizer(tokens, format_of(chat_template or ""))
+        tokenizer = Tokenizer(tokens, chat_format)
     except ValueError:  # a byte without a token: the other class says what it is about
         return None
     return tokenizer if merges_of(content) == emit.merges(tokenizer) else None
