@@ -358,7 +358,7 @@ def test_a_huge_vocabulary_of_a_narrow_model_is_not_computed():
 def test_mutants_of_the_tokenizer_config(folder, changes, words):
     needs_transformers()
     edit(folder, "tokenizer_config.json", **changes)
-    fails(folder, "transformers", *words)
+    fails(folder, *words)
 
 
 def test_two_bos_in_their_tokenizer(folder):
@@ -379,13 +379,12 @@ def test_another_split_in_their_tokenizer(folder):
     fails(folder, "tokenizers", "ids of '1 12 123")
 
 
-def test_a_template_that_only_they_run(folder, monkeypatch):
-    """Our facts are spoiled too, so that our reader agrees with the wrong template."""
-    needs_transformers()
+def test_a_template_of_another_dialog(folder, monkeypatch):
+    """What is stated is spoiled on both sides, so that only the dialog itself can tell."""
     wrong = "{{ bos_token }}{{ messages[0]['content'] }}"
     edit(folder, "tokenizer_config.json", chat_template=wrong)
     monkeypatch.setattr(Tokenizer, "chat_template", wrong)
-    fails(folder, "transformers", "ids of a dialog")
+    fails(folder, "ids of a dialog")
 
 
 def wrong_on_both_ways(monkeypatch, tmp_path, rows=None, table=None):

@@ -30,6 +30,7 @@ def write(weights: Weights, tokenizer: Tokenizer, folder: Path, kind: str | None
     Weights above 5 GB go into several shards and an index. Memory: the largest tensor.
     """
     dtype = DTYPES[kind] if kind else weights.dtype
+    tokenizer.save(folder)
     write_json(folder / "config.json", config(weights.shape, tokenizer, dtype))
     write_json(folder / "generation_config.json", generation_config(tokenizer))
     names = hf_names(weights.shape.num_layers, tied=weights.shape.tied)
@@ -44,7 +45,6 @@ def write(weights: Weights, tokenizer: Tokenizer, folder: Path, kind: str | None
     if len(shards) > 1:
         total = sum(map(math.prod, sizes(weights.shape).values())) * dtype.itemsize
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": placed})
-    tokenizer.save(folder)
 
 
 def _shards(weights: Weights, itemsize: int) -> list[dict[str, tuple[int, ...]]]:

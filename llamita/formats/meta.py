@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from llamita.formats import pth
-from llamita.formats.config_json import generation_config
 from llamita.formats.files import number, read_json, whole, write_json
 from llamita.formats.names import EMBEDDINGS, HEAD, rotary_heads, to_half_split, to_interleaved
 from llamita.formats.weights import DTYPES, KINDS, Weights, sizes
@@ -195,8 +194,7 @@ def _is_tied(joined: Mapping[str, _Joined]) -> bool:
 def write(weights: Weights, tokenizer: Any, folder: Path, kind: str) -> list[str]:
     """Fill an empty folder: params.json, llamita.json, one shard stored as `kind` (F32, BF16, F16), the tokenizer.
 
-    A tied head is written too, which Meta's loader wants, and generation_config.json, which alone names the stop ids of
-    a tokenizer other than Llama 3's. Returns what Meta's code cannot know or read, a line each.
+    A tied head is written too, which Meta's loader wants. Returns what Meta's code cannot know or read, a line each.
     """
     shape = weights.shape
 
@@ -209,7 +207,6 @@ def write(weights: Weights, tokenizer: Any, folder: Path, kind: str) -> list[str
     write_json(folder / SIDECAR, dataclasses.asdict(shape))
     names = sizes(dataclasses.replace(shape, tied=False))
     pth.write(folder / "consolidated.00.pth", names, DTYPES[kind], load)
-    write_json(folder / "generation_config.json", generation_config(tokenizer))
     tokenizer.save(folder)
     return _warnings(shape, tokenizer)
 

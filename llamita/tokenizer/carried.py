@@ -118,7 +118,7 @@ class CarriedTokenizer(JsonTokenizer):
         self._special = frozenset(holes.union(self._special))
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json; further stop ids belong in generation_config.json."""
+        """Write tokenizer.json, tokenizer_config.json, and generation_config.json, which alone has room for all stops."""
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             **self._control_names,
@@ -127,8 +127,11 @@ class CarriedTokenizer(JsonTokenizer):
             "model_input_names": ["input_ids", "attention_mask"],
             **({} if self.chat_template is None else {"chat_template": self.chat_template}),
         }
-        whole = json.dumps(self.content, ensure_ascii=False)
-        replace_files(Path(folder), {JSON_NAME: whole.encode(), "tokenizer_config.json": json.dumps(config).encode()})
+        stops = {"bos_token_id": self.bos_id, "eos_token_id": sorted(self.stop_ids), "pad_token_id": self.pad_id}
+        files = {JSON_NAME: self.content, "tokenizer_config.json": config, "generation_config.json": stops}
+        replace_files(
+            Path(folder), {name: json.dumps(data, ensure_ascii=False).encode() for name, data in files.items()}
+        )
 
     def encode(
         self,

@@ -1,8 +1,8 @@
 """A stranger's chat template, run as the untrusted program it is, on messages that cannot speak for the model.
 
-It may neither reach Python (Jinja's sandbox) nor work without end: what it loops over, calls, joins and writes is
-counted, up to MAX_WORK for one rendering. That bounds a rendering to seconds and about a gigabyte. Not counted are
-comparisons, `in`, slices, and tests and list methods on long lists: a template that repeats those is slow, not endless.
+It may neither reach Python (Jinja's sandbox) nor work without end: what it loops over, calls, joins, slices and
+writes is counted, up to MAX_WORK for one rendering, which so takes seconds and at most about a gigabyte. What remains:
+comparisons, `in`, tests and methods of lists are not counted, so many of them on long values take minutes or more.
 """
 
 import json
