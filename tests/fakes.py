@@ -11,6 +11,7 @@ class FakeTokenizer:
 
     vocab_size = 258
     bos_id = 256
+    adds_bos = True
     eos_id = 257
     fingerprint = hashlib.sha256(b"bytes").hexdigest()
 

@@ -401,6 +401,8 @@ HERMES = chat.TEMPLATES["llama3"].replace(
 )
 NOT_OURS = {
     "another system block": HERMES,
+    "a system block where there is none": HERMES.replace("bos_token + ", "bos_token if messages[1:] else bos_token + "),
+    "another end of many turns": chat.TEMPLATES["llama3"] + "{{ 'Go on.' if messages[3:] }}",
     "no trimming": chat.TEMPLATES["llama3"].replace(" | trim", ""),
     "another end": chat.TEMPLATES["llama3"] + "{% if not add_generation_prompt %}.{% endif %}",
     "no system": chat.TEMPLATES["llama3"].replace('"system": "system", ', ""),
@@ -625,3 +627,18 @@ def test_what_llama_cpp_could_not_run_is_not_written(smol, llama2):
         5,
         6,
     }
+
+
+def test_a_carried_llama_3_keeps_its_ranks_for_metas_code(tmp_path):
+    """Its own template makes it carried; tokenizer.model lies beside all the same, and gives way on reopening."""
+    tokens = [*(bytes([byte]) for byte in range(256)), b"th", b"the"]
+    Tokenizer(tokens).save(tmp_path / "a")
+    config = json.loads((tmp_path / "a/tokenizer_config.json").read_text())
+    config["chat_template"] = "{{ bos_token }}You are Hermes.{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    (tmp_path / "a/tokenizer_config.json").write_text(json.dumps(config))
+    carried = open_tokenizer(tmp_path / "a")
+    assert isinstance(carried, CarriedTokenizer)
+    carried.save(tmp_path / "b")
+    assert (tmp_path / "b/tokenizer.model").read_bytes() == (tmp_path / "a/tokenizer.model").read_bytes()
+    again = open_tokenizer(tmp_path / "b")
+    assert again.chat_template == config["chat_template"] and again.fingerprint == carried.fingerprint

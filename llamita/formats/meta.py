@@ -18,7 +18,7 @@ from llamita.formats.files import number, read_json, whole, write_json
 from llamita.formats.names import EMBEDDINGS, HEAD, rotary_heads, to_half_split, to_interleaved
 from llamita.formats.weights import DTYPES, KINDS, Weights, sizes
 from llamita.model.shape import MAX_SIZE, PRESETS, RopeScaling, Shape
-from llamita.tokenizer import Tokenizer
+from llamita.tokenizer.llama3 import FILE_NAME
 
 PARAMS, SIDECAR = "params.json", "llamita.json"
 W1 = "layers.0.feed_forward.w1.weight"
@@ -208,7 +208,7 @@ def write(weights: Weights, tokenizer: Any, folder: Path, kind: str) -> list[str
     names = sizes(dataclasses.replace(shape, tied=False))
     pth.write(folder / "consolidated.00.pth", names, DTYPES[kind], load)
     tokenizer.save(folder)
-    return _warnings(shape, tokenizer)
+    return _warnings(shape, tokenizer, folder)
 
 
 def _params(shape: Shape) -> dict[str, Any]:
@@ -230,9 +230,9 @@ def _params(shape: Shape) -> dict[str, Any]:
     }
 
 
-def _warnings(shape: Shape, tokenizer: Any) -> list[str]:
+def _warnings(shape: Shape, tokenizer: Any, folder: Path) -> list[str]:
     warnings = []
-    if not isinstance(tokenizer, Tokenizer):
+    if not (folder / FILE_NAME).is_file():
         warnings.append("Meta's code cannot read this tokenizer: it reads Llama 3's tokenizer.model alone")
     if tokenizer.vocab_size != shape.vocab_size:
         warnings.append(

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from jinja2 import Template
 
 from llamita.tokenizer import template
-from llamita.tokenizer.emit import added_token, begins_with, replace_files
+from llamita.tokenizer.emit import added_token, begins_with, ranks, replace_files
 from llamita.tokenizer.foreign import JsonTokenizer
-from llamita.tokenizer.llama3 import MAX_TOKEN_BYTES, Tokenizer
+from llamita.tokenizer.llama3 import FILE_NAME, MAX_TOKEN_BYTES, Tokenizer
 from llamita.tokenizer.vocabulary import JSON_NAME
 
 MAX_TOKENS = 1 << 20
@@ -118,7 +118,12 @@ class CarriedTokenizer(JsonTokenizer):
         self._special = frozenset(holes.union(self._special))
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json, tokenizer_config.json, and generation_config.json, which alone has room for all stops."""
+        """Write tokenizer.json, tokenizer_config.json, and generation_config.json, where all stops have room.
+
+        A Llama 3 vocabulary also gets its tokenizer.model, which Meta's code reads.
+        """
+        from llamita.tokenizer.known import llama3  # which needs this module first
+
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             **self._control_names,
@@ -129,9 +134,9 @@ class CarriedTokenizer(JsonTokenizer):
         }
         stops = {"bos_token_id": self.bos_id, "eos_token_id": sorted(self.stop_ids), "pad_token_id": self.pad_id}
         files = {JSON_NAME: self.content, "tokenizer_config.json": config, "generation_config.json": stops}
-        replace_files(
-            Path(folder), {name: json.dumps(data, ensure_ascii=False).encode() for name, data in files.items()}
-        )
+        encoded = {name: json.dumps(data, ensure_ascii=False).encode() for name, data in files.items()}
+        vocabulary = llama3(self.content)
+        replace_files(Path(folder), encoded | ({FILE_NAME: ranks(vocabulary)} if vocabulary else {}))
 
     def encode(
         self,

@@ -109,13 +109,17 @@ def _tokenizer_config(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
+def ranks(tokenizer: Tokenizer) -> bytes:
+    """The content of tokenizer.model, as Meta's code and tiktoken read it."""
+    return b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(tokenizer.tokens))
+
+
 def write(tokenizer: Tokenizer, folder: Path) -> None:
     """Write the tokenizer's files into `folder`, each whole or not at all; tokenizer.model comes last."""
-    lines = (b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(tokenizer.tokens))
     files = {
         "tokenizer.json": json.dumps(tokenizer_json(tokenizer), ensure_ascii=False).encode(),
         "tokenizer_config.json": json.dumps(_tokenizer_config(tokenizer), indent=2).encode(),
-        FILE_NAME: b"".join(lines),
+        FILE_NAME: ranks(tokenizer),
     }
     replace_files(folder, files)
 

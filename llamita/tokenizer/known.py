@@ -47,7 +47,7 @@ def _plain(step: Mapping[str, Any]) -> dict[str, Any]:
 # Whatever a template writes of its own shows in one of these, as does whether it trims
 _USER, _TRIMMED = {"role": "user", "content": "Hi"}, {"role": "user", "content": " 2 + 2?\n"}
 _WHOLE = [{"role": "system", "content": "Be kind.\n"}, _TRIMMED, {"role": "assistant", "content": " Four."}]
-_DIALOGS = [([_USER], False), ([_USER], True), (_WHOLE, False), ([*_WHOLE, _USER], True)]
+_DIALOGS = [([_USER], True), (_WHOLE, False), ([*_WHOLE, _USER], True)]
 
 
 def settled(content: dict[str, Any], **controls: Any) -> Tokenizer | CarriedTokenizer:
@@ -56,7 +56,7 @@ def settled(content: dict[str, Any], **controls: Any) -> Tokenizer | CarriedToke
     Where ids, merges, split and specials are Llama 3's, but for names of reserved specials, and the controls
     `serves`: `Tokenizer`.
     """
-    tokenizer = _llama3(content, chat.format_of(controls.get("chat_template") or ""))
+    tokenizer = llama3(content, chat.format_of(controls.get("chat_template") or ""))
     return tokenizer if tokenizer and serves(tokenizer, **controls) else CarriedTokenizer(content, **controls)
 
 
@@ -96,7 +96,8 @@ def serves(
     return True
 
 
-def _llama3(content: dict[str, Any], chat_format: str) -> Tokenizer | None:
+def llama3(content: dict[str, Any], chat_format: str = "llama3") -> Tokenizer | None:
+    """The vocabulary of a tokenizer.json that is Llama 3's, whatever its chat; None for any other."""
     ids = ids_of(content)
     names = sorted(ids, key=ids.__getitem__)
     first = len(names) - len(SPECIALS)
