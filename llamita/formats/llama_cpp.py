@@ -89,14 +89,19 @@ def ask(
         return Answer(exact_BTV, logits_BTV, **json.loads((folder / "answer.json").read_text()))
 
 
+def require(kind: str) -> None:
+    """Raises ValueError where llama.cpp, which alone makes `kind`, is not installed."""
+    if not version():
+        raise ValueError(f"{kind} is made by llama.cpp's own quantizer: pip install llama-cpp-python")
+
+
 def quantize(source: Path, out: Path, kind: str) -> list[str]:
     """Write the GGUF file `source` to `out` as `kind`, one of QUANTIZERS.
 
     Returns what the user should know, a line each: rows that are no multiple of 256 are stored as another kind.
     Raises ValueError with llama.cpp's reason when it cannot.
     """
-    if not version():
-        raise ValueError(f"{kind} is made by llama.cpp's own quantizer: pip install llama-cpp-python")
+    require(kind)
     _run(dict(path=str(source), out=str(out), ftype=QUANTIZERS[kind]))
     matrices = [tensor.kind for tensor in read_header(out)[1].values() if len(tensor.size) > 1]
     others = Counter(stored for stored in matrices if not stored.endswith("_K"))

@@ -114,6 +114,7 @@ def write(weights: Weights, tokenizer: Any, out: Path, *, form: str, kind: str |
 def _write(weights: Weights, tokenizer: Any, folder: Path, form: str, kind: str) -> list[str]:
     """Fill the folder; what the user should know is returned, a line each."""
     if form == "gguf" and kind in llama_cpp.QUANTIZERS:
+        llama_cpp.require(kind)
         gguf.write(weights, tokenizer, folder, "F32" if weights.dtype == torch.float64 else KINDS[weights.dtype])
         whole = open.locate(folder)[1]
         notes = llama_cpp.quantize(whole, folder / f"model-{kind.lower()}.gguf", kind)
