@@ -331,7 +331,7 @@ def test_a_shape_named_by_run_recipe_or_preset():
 @pytest.mark.slow
 def test_conversion_streams(tmp_path):
     """A 0.5 GB model is converted twice in little more than torch itself takes; reading it whole would show."""
-    shape = Shape(**(TINY | dict(dim=1024, num_layers=16, num_heads=16, ffn_dim=4096)))
+    shape = Shape(**(TINY | dict(dim=1024, num_layers=20, num_heads=16, ffn_dim=4096)))
     block = torch.randn(1 << 22).bfloat16()
 
     def load(name):
