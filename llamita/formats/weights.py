@@ -75,5 +75,5 @@ def check_rows(weights: Weights, vocab_size: int) -> None:
     if vocab_size > weights.shape.vocab_size:
         raise ValueError(
             f"the tokenizer has {vocab_size} tokens, but the model has {weights.shape.vocab_size}: "
-            "give the tokenizer that the model was trained with"
+            "give the tokenizer that the model was trained with, or more rows by `llamita surgery vocab`"
         )
