@@ -64,7 +64,7 @@ def synthetic(shape_name: str, folder: Path) -> int:
 
     tokenizer = Tokenizer([bytes([byte]) for byte in range(256)])
     with replacing(folder) as new:
-        hf.write(Weights(shape, dict.fromkeys(sizes(shape), "BF16"), load), tokenizer, new)
+        hf.write(Weights(shape, dict.fromkeys(sizes(shape), "BF16"), load), tokenizer, new, "BF16")
     return 2 * shape.num_params
 
 

@@ -26,8 +26,10 @@ from llamita.data.pack import PackedRows
 from llamita.data.read import documents
 from llamita.eval import bits
 from llamita.formats import hf
+from llamita.formats.files import replacing
+from llamita.formats.weights import Weights
 from llamita.model.shape import preset
-from llamita.recipes import stages
+from llamita.recipes import stages, vocabularies
 from llamita.recipes.runs import tiny
 from llamita.serve.engine import Engine, Sampling
 from llamita.train.loop import Trainer
@@ -142,13 +144,14 @@ def main() -> None:
     runtime.keep_freed_memory()
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)
-        tokenizer = stages.train_tokenizer((doc.text for doc in documents(args.files)), 2048, home / "tokenizer")
+        tokenizer = vocabularies.train(documents(args.files), 2048, home / "tokenizer").tokenizer
         corpus = stages.build_corpus(documents(args.files), tokenizer, home / "corpus", heldout_share=0.05)
         run = dataclasses.replace(
             tiny(), name="stories", shape=preset("tiny", vocab_size=2048), batch_size=8, micro_batch_size=8,
             data=Data(seq_len=SEQ_LEN), optim=Optim(lr=3e-3), schedule=Schedule(warmup_steps=50, decay_share=0.3),
         )  # fmt: skip
-        hf.write(stages.fresh_model(run), tokenizer, home / "start")
+        with replacing(home / "start") as new:
+            hf.write(Weights.of(stages.fresh_model(run)), tokenizer, new, "F32")
         racers = [Ours(run, home / "run", corpus), Plain(run, home / "start", corpus)]
         result = race(racers, args.minutes * 60)
         split = corpus.split("heldout")

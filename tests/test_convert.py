@@ -346,7 +346,7 @@ def test_conversion_streams(tmp_path):
         "convert.convert(Path(sys.argv[1]), Path(sys.argv[2]), form=sys.argv[3]); print((peak() - before) // 1024)"
     )
     with replacing(tmp_path / "hf") as new:
-        hf.write(weights, TOKENIZER, new)
+        hf.write(weights, TOKENIZER, new, "BF16")
     num_mib = 2 * shape.num_params >> 20
     assert num_mib > 500
     for source, target, form in (("hf", "meta", "meta"), ("meta", "gguf", "gguf"), ("gguf", "again", "hf")):

@@ -15,6 +15,7 @@ from llamita.model.llama import build
 from llamita.model.shape import RopeScaling, Shape
 from llamita.tokenizer import Tokenizer, emit
 from llamita.tokenizer.chat import render
+from tests.weights import filled
 
 peer = pytest.mark.peer
 TOKENIZER = Tokenizer([*(bytes([byte]) for byte in range(256)), b"th", b" th", b"he", b" the", b"12", b"123", b"  "])
@@ -38,15 +39,7 @@ def random_model(**changes):
         dim=64, num_layers=2, num_heads=4, num_kv_heads=2, ffn_dim=96, vocab_size=TOKENIZER.vocab_size, tied=False,
         max_seq_len=128, rope_scaling=SCALING,
     )  # fmt: skip
-    model = build(Shape(**(shape | changes)))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim == 1:
-                weight.copy_(0.8 + 0.4 * torch.rand(weight.shape, generator=generator))
-            else:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * weight.shape[1] ** -0.5)
-    return model
+    return filled(build(Shape(**(shape | changes))))
 
 
 def written(path, model, permuted=True, scaled=True, fields=FIELDS):

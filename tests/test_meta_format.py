@@ -19,6 +19,7 @@ from llamita.tokenizer import Tokenizer, emit
 from llamita.tokenizer.carried import CarriedTokenizer
 from llamita.tokenizer.opened import open_tokenizer
 from tests import meta_reference
+from tests.weights import filled
 
 TOKENIZER = Tokenizer([bytes([byte]) for byte in range(256)])
 SHAPE = Shape(dim=64, num_layers=2, num_heads=8, num_kv_heads=4, ffn_dim=256, vocab_size=512, tied=False,
@@ -30,14 +31,7 @@ FILE = "consolidated.00.pth"
 
 
 def model_of(shape=SHAPE):
-    generator, model = torch.Generator().manual_seed(0), build(shape)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim == 1:
-                weight.copy_(0.8 + 0.4 * torch.rand(weight.shape, generator=generator))
-            else:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * weight.shape[1] ** -0.5)
-    return model
+    return filled(build(shape))
 
 
 def written(folder, model, dtype=torch.float32, tokenizer=TOKENIZER):

@@ -10,6 +10,7 @@ from llamita.model import rope
 from llamita.model.cache import KVCache
 from llamita.model.llama import Llama, build
 from llamita.model.shape import RopeScaling, Shape
+from tests.weights import filled
 
 transformers = pytest.importorskip("transformers")
 
@@ -27,16 +28,7 @@ NAMES = [
 
 
 def random_model(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Llama:
-    """Weights that make every part matter: norms 1 +- 0.2, attention scores and logits with a std near 1."""
-    generator = torch.Generator().manual_seed(seed)
-    model = build(shape, dtype=dtype)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim == 1:
-                weight.copy_(0.8 + 0.4 * torch.rand(weight.shape, generator=generator))
-            else:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * weight.shape[1] ** -0.5)
-    return model
+    return filled(build(shape, dtype=dtype), seed)
 
 
 def shape_of(num_kv_heads: int, tied: bool, scaled: bool) -> Shape:

@@ -19,6 +19,7 @@ from llamita.model.shape import RopeScaling, Shape
 from llamita.recipes import convert
 from llamita.tokenizer import Tokenizer
 from tests.folders import save
+from tests.weights import filled
 
 # Every byte, then pairs that join to words, so that merges are tested too.
 TOKENIZER = Tokenizer([*(bytes([byte]) for byte in range(256)), b"th", b" th", b"he", b" the", b"12", b"123", b"  "])
@@ -38,15 +39,7 @@ PLENTY = 2.0**40
 
 
 def random_model(**changes):
-    generator = torch.Generator().manual_seed(0)
-    model = build(Shape(**(SHAPE.__dict__ | changes)))
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim == 1:
-                weight.copy_(0.8 + 0.4 * torch.rand(weight.shape, generator=generator))
-            else:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * weight.shape[1] ** -0.5)
-    return model
+    return filled(build(Shape(**(SHAPE.__dict__ | changes))))
 
 
 MODEL = random_model()

@@ -15,6 +15,7 @@ from llamita.formats.weights import Weights, sizes
 from llamita.model.llama import build
 from llamita.model.shape import RopeScaling, Shape
 from llamita.tokenizer import Tokenizer
+from tests.weights import filled
 
 WORDS = [b"th", b"he", b" th", b" the", b"er", b"in", b"and", b" and"]
 TOKENIZER = Tokenizer([*(bytes([byte]) for byte in range(256)), *WORDS], "llama3.1")
@@ -27,15 +28,7 @@ TEXT = "the weather in there and here, then \N{SNOWMAN}"
 
 
 def random_model(seed=0, dtype=torch.float32, **changes):
-    generator = torch.Generator().manual_seed(seed)
-    model = build(dataclasses.replace(SHAPE, **changes))
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim == 1:
-                weight.copy_(0.8 + 0.4 * torch.rand(weight.shape, generator=generator))
-            else:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * weight.shape[1] ** -0.5)
-    return model.to(dtype)
+    return filled(build(dataclasses.replace(SHAPE, **changes)), seed).to(dtype)
 
 
 def random_weights(seed=0, **changes):

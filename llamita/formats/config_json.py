@@ -11,10 +11,10 @@ import torch
 
 from llamita.formats.files import number, read_json, whole
 from llamita.model.shape import MAX_LAYERS, RopeScaling, Shape
-from llamita.tokenizer import Tokenizer
+from llamita.tokenizer.carried import AnyTokenizer
 
 
-def config(shape: Shape, tokenizer: Tokenizer, dtype: torch.dtype) -> dict[str, Any]:
+def config(shape: Shape, tokenizer: AnyTokenizer, dtype: torch.dtype) -> dict[str, Any]:
     """The content of config.json."""
     rope: dict[str, Any] = {"rope_type": "default"}
     if scaling := shape.rope_scaling:
@@ -55,7 +55,7 @@ def config(shape: Shape, tokenizer: Tokenizer, dtype: torch.dtype) -> dict[str, 
     }
 
 
-def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
+def generation_config(tokenizer: AnyTokenizer) -> dict[str, Any]:
     """Every token that ends a reply stops generation; temperature and top_p as in Meta's own folders."""
     return {
         "bos_token_id": tokenizer.bos_id,

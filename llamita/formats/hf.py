@@ -15,7 +15,7 @@ from llamita.formats.config_json import config, generation_config, read_shape
 from llamita.formats.files import read_json, write_json
 from llamita.formats.names import EMBEDDINGS, HEAD, TO_HF, hf_names
 from llamita.formats.weights import DTYPES, KINDS, Weights, sizes
-from llamita.tokenizer import Tokenizer
+from llamita.tokenizer.carried import AnyTokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5 * 10**9  # as transformers cuts
@@ -24,12 +24,13 @@ ROWS = 1024  # compared at a time
 Stored = tuple[Path, list[int], str]  # a tensor's file, shape and kind
 
 
-def write(weights: Weights, tokenizer: Tokenizer, folder: Path, kind: str | None = None) -> None:
-    """Fill an empty folder with config, weights stored as `kind` (F32, BF16, F16, F64; None: their own), tokenizer.
+def write(weights: Weights, tokenizer: AnyTokenizer, folder: Path, kind: str) -> list[str]:
+    """Fill an empty folder with config, weights stored as `kind` (F32, BF16, F16, F64), and tokenizer.
 
-    Weights above 5 GB go into several shards and an index. Memory: the largest tensor.
+    Weights above 5 GB go into several shards and an index. Memory: the largest tensor. Returns notes for the user, as
+    every format's writer does: there are none.
     """
-    dtype = DTYPES[kind] if kind else weights.dtype
+    dtype = DTYPES[kind]
     tokenizer.save(folder)
     write_json(folder / "config.json", config(weights.shape, tokenizer, dtype))
     write_json(folder / "generation_config.json", generation_config(tokenizer))
@@ -45,6 +46,7 @@ def write(weights: Weights, tokenizer: Tokenizer, folder: Path, kind: str | None
     if len(shards) > 1:
         total = sum(map(math.prod, sizes(weights.shape).values())) * dtype.itemsize
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": placed})
+    return []
 
 
 def _shards(weights: Weights, itemsize: int) -> list[dict[str, tuple[int, ...]]]:

@@ -120,4 +120,4 @@ def _write(weights: Weights, tokenizer: Any, folder: Path, form: str, kind: str)
         notes = llama_cpp.quantize(whole, folder / f"model-{kind.lower()}.gguf", kind)
         whole.unlink()
         return notes
-    return FORMATS[form].write(weights, tokenizer, folder, kind) or []
+    return FORMATS[form].write(weights, tokenizer, folder, kind)

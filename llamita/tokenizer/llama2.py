@@ -31,7 +31,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     return value | data[at] << shift, at + 1
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int, bytes]]:
+def protobuf_fields(message: bytes) -> Iterator[tuple[int, int, bytes]]:
     """Each field of a protobuf message: its field number, then its value as a number, or as bytes.
 
     Wire format: protobuf.dev/programming-guides/encoding. LookupError on groups, which SentencePiece has none of.
@@ -52,8 +52,8 @@ def _fields(message: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 def _model_type(model: bytes) -> int:
     """The TrainerSpec's model type, which protobuf takes for unigram where it is absent; LookupError on groups."""
-    spec = b"".join(value for field, _, value in _fields(model) if field == _TRAINER_SPEC)
-    return next((number for field, number, _ in _fields(spec) if field == _MODEL_TYPE), 1)
+    spec = b"".join(value for field, _, value in protobuf_fields(model) if field == _TRAINER_SPEC)
+    return next((number for field, number, _ in protobuf_fields(spec) if field == _MODEL_TYPE), 1)
 
 
 class SentencePieceTokenizer(PieceTable):

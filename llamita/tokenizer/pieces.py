@@ -7,7 +7,7 @@ from typing import Any
 
 from llamita.tokenizer.carried import MAX_TOKENS, CarriedTokenizer
 from llamita.tokenizer.emit import added_token
-from llamita.tokenizer.llama2 import BYTE_PIECE, SPACE, SentencePieceTokenizer, _fields
+from llamita.tokenizer.llama2 import BYTE_PIECE, SPACE, SentencePieceTokenizer, protobuf_fields
 from llamita.tokenizer.llama3 import FILE_NAME, MAX_TOKEN_BYTES
 from llamita.tokenizer.vocabulary import read_file
 
@@ -91,8 +91,8 @@ def from_sentencepiece(path: str | Path) -> CarriedTokenizer:
     """
     whole = SentencePieceTokenizer.load(path)
     _, model = read_file(path, FILE_NAME)
-    found = [piece for field, _, piece in _fields(model) if field == 1]
-    rows = [{key: (number, value) for key, number, value in _fields(piece)} for piece in found]
+    found = [piece for field, _, piece in protobuf_fields(model) if field == 1]
+    rows = [{key: (number, value) for key, number, value in protobuf_fields(piece)} for piece in found]
     names = [row[1][1].decode() for row in rows]
     scores = [struct.unpack("<f", row[2][1])[0] if 2 in row else 0.0 for row in rows]
     types = [row[3][0] if 3 in row else NORMAL for row in rows]
