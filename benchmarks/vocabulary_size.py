@@ -18,7 +18,7 @@ import numpy as np
 from llamita import config, runtime
 from llamita.data.shards import Corpus
 from llamita.plan import vocabulary
-from llamita.recipes import stages, stdlib
+from llamita.recipes import corpora, stages, stdlib
 from llamita.recipes.runs import demo
 from llamita.tokenizer import Tokenizer
 from llamita.tokenizer.llama3 import NUM_SPECIALS
@@ -35,7 +35,7 @@ def measured(tokenizer: Tokenizer, corpus: Corpus) -> vocabulary.Measured:
 
 def trained(tokens: list[bytes], docs: list, flops: float, home: Path) -> dict:
     tokenizer = Tokenizer(tokens)
-    corpus = stages.build_corpus(docs, tokenizer, home / "corpus", heldout_share=0.05)
+    corpus = corpora.documents_corpus(docs, tokenizer, home / "corpus", heldout_share=0.05)
     run = config.override(demo(), {"shape.vocab_size": tokenizer.vocab_size})
     per_step = run.batch_size * run.data.seq_len * run.shape.train_flops_per_token(run.data.seq_len)
     run = dataclasses.replace(

@@ -1,26 +1,13 @@
 """Stand-ins for rooms that a test is not about."""
 
-import hashlib
-from pathlib import Path
-
 import numpy as np
 
+from llamita.tokenizer import Tokenizer
 
-class FakeTokenizer:
+
+def byte_tokenizer() -> Tokenizer:
     """Bytes as ids, then BOS and EOS."""
-
-    vocab_size = 258
-    bos_id = 256
-    adds_bos = True
-    eos_id = 257
-    fingerprint = hashlib.sha256(b"bytes").hexdigest()
-
-    def save(self, folder: Path) -> None:
-        folder.mkdir()
-        (folder / "tokenizer.model").write_text("bytes")
-
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        return [list(text.encode()) for text in texts]
+    return Tokenizer([bytes([byte]) for byte in range(256)])
 
 
 class Texts:

@@ -10,7 +10,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "llamita").rglob("*.py"))
 # What `pip install llamita` brings; everything else must be imported where it is used.
 EXTRAS = ["pyarrow", "zstandard", "transformers", "huggingface_hub", "tokenizers", "matplotlib", "datasets",
-          "sentencepiece", "gigatoken", "rustbpe", "llama_cpp"]  # fmt: skip
+          "sentencepiece", "gigatoken", "rustbpe", "llama_cpp", "fsspec", "fastwarc", "resiliparse", "pycld2",
+          "py3langid", "xxhash", "re2", "pydivsufsort", "trafilatura", "ray"]  # fmt: skip
 
 
 def functions(path):
@@ -25,8 +26,8 @@ def test_files_and_functions_stay_short():
     assert [(path.name, name, size) for path in FILES for name, size in functions(path) if size > 60] == []
 
 
-def test_the_whole_package_stays_within_its_budget_of_20000_lines():
-    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 20_000
+def test_the_whole_package_stays_within_its_budget_of_25000_lines():
+    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 25_000
 
 
 def test_the_model_is_one_file_of_at_most_300_lines():

@@ -1,18 +1,41 @@
 """Layer: arithmetic. The order of samples: each row once an epoch, exact weights, and pinned for ever."""
 
 from collections import Counter
+from itertools import islice, takewhile
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llamita.data.sampler import BLOCK, Phase, Sampler, mix, permute, round_keys, shard_of
+from llamita.data.sampler import (
+    BLOCK,
+    Phase,
+    Sampler,
+    apportioned,
+    mix,
+    permute,
+    permute_many,
+    round_keys,
+    shard_of,
+    spread,
+    unpermute,
+)
 
 
 @given(st.integers(1, 700), st.integers(0, 2**32))
 def test_permute_is_a_bijection(n, seed):
     assert sorted(permute(i, n, round_keys(seed)) for i in range(n)) == list(range(n))
+
+
+@settings(deadline=None)  # the kernel is compiled in the first example
+@given(st.integers(1, 2**62), st.data())
+def test_unpermute_and_the_kernel_agree_with_permute(n, data):
+    places = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=20))
+    keys = [round_keys(data.draw(st.integers(0, 2**32))) for _ in places]
+    moved = [permute(place, n, key) for place, key in zip(places, keys, strict=True)]
+    assert [unpermute(place, n, key) for place, key in zip(moved, keys, strict=True)] == places
+    assert permute_many(np.array(places), np.full(len(places), n), np.array(keys, np.uint64)).tolist() == moved
 
 
 def test_permute_leaves_no_trace_of_the_order():
@@ -52,8 +75,8 @@ def test_without_weights_every_row_of_every_source_is_seen_once_an_epoch():
 def test_weights_are_exact_in_every_block_and_sources_keep_their_epochs():
     sampler = Sampler([1000, 300, 7], [2, 1, 1e-9], seed=1)
     for block in (0, 3):
-        counts = Counter(sampler.at(block * (BLOCK + 1) + i)[0] for i in range(BLOCK + 1))
-        assert counts == {0: round(BLOCK * 2 / 3), 1: round(BLOCK / 3), 2: 1}
+        counts = np.bincount(sampler.at_many(block * BLOCK + np.arange(BLOCK))[0])
+        assert counts.tolist() == [BLOCK * 2 // 3, BLOCK // 3, 1]
     first_epoch = [row for source, epoch, row in map(sampler.at, range(5000)) if (source, epoch) == (0, 0)]
     assert sorted(first_epoch) == list(range(1000))
 
@@ -66,8 +89,87 @@ def test_the_order_is_pinned():
 
 
 PINNED_ONE = [(0, 0, 862), (0, 0, 214), (0, 0, 891), (0, 0, 537), (0, 1, 972), (0, 1000000, 627)]
-PINNED_TWO = [(1, 0, 8), (0, 0, 862), (1, 0, 4), (1, 2, 6), (0, 49, 538), (0, 750000, 608)]
-PINNED_FINGERPRINT = "e4bc75fd78d4be6f"
+PINNED_TWO = [(0, 0, 862), (0, 0, 214), (1, 0, 8), (0, 0, 270), (0, 49, 538), (0, 750000, 852)]
+PINNED_FINGERPRINT = "a7cfbf6e63a53da6"
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12).filter(lambda weights: sum(weights) > 1e-3))
+def test_a_block_is_cut_by_weight_to_within_a_sample(weights):
+    quotas = BLOCK * np.array(weights) / sum(weights)
+    counts = np.array(apportioned(weights))
+    assert counts.sum() == BLOCK and ((counts > 0) == (quotas > 0)).all()
+    if not ((quotas > 0) & (quotas < 1)).any():
+        assert (np.abs(counts - quotas) < 1).all()
+
+
+def test_many_tiny_weights_get_a_sample_each_and_the_largest_pays():
+    assert apportioned([1, *[1e-9] * 100]) == (BLOCK - 100, *[1] * 100)
+
+
+def farthest(order, counts):
+    """The most that any source was ahead or behind at any place, in samples."""
+    taken = np.cumsum(order[:, None] == np.arange(len(counts)), axis=0)
+    return np.abs(taken - np.arange(1, len(order) + 1)[:, None] * counts / counts.sum()).max()
+
+
+@settings(deadline=None)  # the kernel is compiled in the first example
+@given(st.lists(st.integers(1, 60), min_size=2, max_size=10))
+def test_no_source_is_ever_a_whole_sample_ahead_or_behind(counts):
+    counts = np.array(counts)
+    order = spread(counts)
+    assert (np.bincount(order, minlength=len(counts)) == counts).all()
+    assert farthest(order, counts) <= 1 - 1 / (2 * len(counts) - 2) + 1e-9
+
+
+def test_a_mixture_keeps_its_weights_at_every_sample_of_a_block():
+    weights = np.array([0.5, 0.25, 0.17, 0.03, 0.03, 0.008, 0.006, 0.004, 0.0015, 0.0005])
+    sources = Sampler([100] * 10, weights.tolist(), seed=1).at_many(np.arange(BLOCK))[0]
+    assert farthest(sources, np.bincount(sources)) < 1
+    assert farthest(sources, BLOCK * weights) < 2
+    shuffled = np.random.RandomState(0).permutation(sources)  # negative control: a random order, as exact at the end
+    assert farthest(shuffled, BLOCK * weights) > 50
+
+
+MIXED = [
+    Sampler([37]),
+    Sampler([30, 0, 5, 100], seed=2),
+    Sampler([100, 30, 7, 0, 50], [2, 1, 1e-4, 0, 0.5], seed=3),
+    Sampler([97, 30, 7], [2, 1, 0], 4, [Phase(700, (0, 1, 1)), Phase(70_000, (1, 0, 0)), Phase(140_000, (1, 1, 1))]),
+]
+
+
+@pytest.mark.parametrize("sampler", MIXED)
+def test_at_many_is_at(sampler):
+    ks = np.concatenate([np.arange(900), np.arange(69_900, 70_100), [139_999, 140_000, 10**9, 10**12]])
+    assert list(zip(*(each.tolist() for each in sampler.at_many(ks)), strict=True)) == [sampler.at(int(k)) for k in ks]
+    assert [each.tolist() for each in sampler.at_many(ks[::-1])] == [
+        each[::-1].tolist() for each in sampler.at_many(ks)
+    ]
+
+
+@pytest.mark.parametrize("sampler", MIXED)
+def test_steps_of_finds_every_draw_of_a_row_and_no_other(sampler):
+    limit = 150_000
+    drawn = np.stack(sampler.at_many(np.arange(limit)))
+    for source, num_rows in enumerate(sampler.num_rows):
+        for row in {0, num_rows // 2, num_rows - 1} & set(range(num_rows)):
+            here = np.flatnonzero((drawn[0] == source) & (drawn[2] == row)).tolist()
+            assert list(takewhile(lambda k: k < limit, sampler.steps_of(source, row))) == here
+
+
+def test_a_row_that_is_never_drawn_again_has_an_end():
+    sampler = Sampler([5, 5], [1, 1], phases=[Phase(100, (1, 0))])
+    assert len(list(sampler.steps_of(1, 3))) == 10
+    assert len(list(islice(sampler.steps_of(0, 3), 50))) == 50
+    assert list(Sampler([5, 5], [1, 0]).steps_of(1, 3)) == []
+
+
+@pytest.mark.parametrize("sampler", MIXED)
+def test_drawn_counts_what_is_drawn(sampler):
+    sources = sampler.at_many(np.arange(150_000))[0]
+    for k in (0, 1, 699, 700, 701, BLOCK, 70_001, 140_000, 150_000):
+        counts = np.bincount(sources[:k], minlength=len(sampler.num_rows)).tolist()
+        assert sampler.drawn(k) == ([k] if sampler is MIXED[1] else counts)  # without weights all is one pool
 
 
 def test_a_phase_changes_weights_and_nothing_before_it():

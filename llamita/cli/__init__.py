@@ -16,14 +16,17 @@ from typing import Any
 
 import tyro
 
-from llamita.cli import models, surgery, verbs, vocabularies
+from llamita.cli import corpora, data, models, quality, surgery, verbs, vocabularies
 from llamita.config import nearest
+from llamita.data import recipe as data_recipe
 from llamita.recipes.runs import RECIPES, recipe, sources
 
 VERBS: dict[str, Callable[..., Any]] = {
     "demo": verbs.demo, "tokenizer train": vocabularies.train,
     "tokenizer compare": vocabularies.compare, "tokenizer advise": vocabularies.advise,
-    "tokenizer view": vocabularies.view, "data build": verbs.data_build,
+    "tokenizer view": vocabularies.view, "data build": corpora.build, "data task": corpora.task,
+    "data label": quality.label, "data judge": quality.judge, "data where": data.where, "data inspect": data.inspect,
+    "data card": data.card, "data export": data.export, "plan data": data.plan,
     "train": verbs.train, "sft": verbs.sft, "generate": verbs.generate, "chat": verbs.chat, "eval": verbs.evaluate,
     "import": models.import_, "export": models.export, "report": verbs.report, "show": models.show,
     "surgery vocab": surgery.vocab, "surgery tie": surgery.tie, "surgery untie": surgery.untie,
@@ -92,6 +95,18 @@ def run_verb(verb: str, words: list[str]) -> None:
     VERBS[verb](chosen, sources(chosen.run, start, f"recipe {named}", "command line"))
 
 
+def run_build(words: list[str]) -> None:
+    """Call the verb whose settings are a data recipe."""
+    if not words or words[0].startswith("-"):
+        if "--help" not in words:
+            known = ", ".join(data_recipe.RECIPES)
+            raise ValueError(f"name a recipe: llamita data build RECIPE PATHS; there are: {known}")
+        words = ["plain", *words]
+    start, missing = data_recipe.recipe(words[0]), tyro.MISSING
+    blank = corpora.Built(recipe=start, paths=missing, tokenizer=missing, out=missing)
+    corpora.build(parse(corpora.Built, words[1:], f"llamita data build {words[0]}", blank))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a verb; 0 on success, 2 on bad input with one line that says what to do, 130 when interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -105,6 +120,8 @@ def main(argv: list[str] | None = None) -> int:
         verb, rest = find_verb(words)
         if verb in ("train", "sft"):
             run_verb(verb, rest)
+        elif verb == "data build":
+            run_build(rest)
         else:
             parse(later(VERBS[verb]), rest, f"llamita {verb}")()
     except ValueError as error:
@@ -119,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"llamita: {error.strerror}: {error.filename or 'the disk'}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        goes_on = " ".join(words[:2]).startswith(("demo", "train", "sft", "tokenizer train"))
+        goes_on = " ".join(words[:2]).startswith(("demo", "train", "sft", "tokenizer train", "data build"))
         print("llamita: stopped" + "; the same command goes on from what was saved" * goes_on, file=sys.stderr)
         return 130
     return 0

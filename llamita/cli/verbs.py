@@ -49,27 +49,6 @@ def demo(
     life.demo(dir, life.Life(text, hub, conversations, minutes, vocab_size))
 
 
-def data_build(
-    paths: Positional[tuple[Path, ...]], tokenizer: Folder, out: Folder, heldout_share: float = 0.05
-) -> None:
-    """Tokenize text into a corpus folder of shards, some documents held out.
-
-    Args:
-        paths: Files and folders of text, code, jsonl, parquet; compressed too.
-        tokenizer: Tokenizer folder.
-        out: Corpus folder to write.
-        heldout_share: Share of the documents that is kept from training.
-    """
-    from llamita.data.read import documents
-    from llamita.recipes import stages
-    from llamita.tokenizer.opened import open_tokenizer
-
-    corpus = stages.build_corpus(documents(paths), open_tokenizer(tokenizer), out, heldout_share)
-    for name in ("train", "heldout"):
-        split = corpus.split(name)
-        print(f"{name}: {len(split):,} documents, {int(split.lengths.sum()):,} tokens, {split.num_bytes:,} bytes")
-
-
 @dataclass
 class Started:
     """A run and the folder it lives in."""

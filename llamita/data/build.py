@@ -1,177 +1,159 @@
-"""From documents to a corpus folder: drop exact duplicates, hold some documents out, encode, write shards."""
+"""From raw text to a corpus folder, in stages of independent tasks: `data/engine.py` runs them, wherever that is.
+
+read -> match -> resolve -> lines -> frequent -> encode -> shards -> finish
+"""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from tempfile import TemporaryDirectory
 
-import numpy as np
-
-from llamita.data.read import Document
-from llamita.data.shards import TOKEN, VERSION, Manifest, Writer, replacing
-from llamita.tokenizer import Tokenizer
+from llamita.config import load, nearest, save
+from llamita.data import engine, files, presets
+from llamita.data.assemble import FINISH, SHARDS
+from llamita.data.collect import READ
+from llamita.data.contamination import Index, read_items
+from llamita.data.curate import Judge, scorer
+from llamita.data.encode import ENCODE
+from llamita.data.engine import Facts, Stage, perform, write_json
+from llamita.data.job import Job
+from llamita.data.read import Document, Part, plan_parts
+from llamita.data.recipe import Recipe, plain
+from llamita.data.resolve import FREQUENT, LINES, MATCH, RESOLVE
+from llamita.data.shards import Manifest
+from llamita.data.workspace import place, workspace
 from llamita.tokenizer.carried import AnyTokenizer
 
-if TYPE_CHECKING:
-    from llamita.tokenizer.bulk import Bulk
-
-BATCH_BYTES = 4 * 2**20
-BULK_BYTES = 32 * 2**20  # of text: from here on the fast encoder is worth the 2 s that it takes to make one
-MAX_NAMES = 2**16
-
-Progress = Callable[[int, int, int], None]
+VERSION = 1  # of what tasks write: a folder of another one is begun anew
+JudgeOf = Callable[[Recipe], Callable[[], Judge] | None]
+STAGES = (READ, MATCH, RESOLVE, LINES, FREQUENT, ENCODE, SHARDS, FINISH)
 
 
-class Item(NamedTuple):
-    document: Document
-    digest: bytes
-    num_bytes: int
+@dataclass(frozen=True)
+class Workers:
+    """Who does the tasks."""
 
-
-class Names(dict[str, int]):
-    """Numbers names in the order in which they are first asked for."""
-
-    def __missing__(self, name: str) -> int:
-        if len(self) == MAX_NAMES:
-            raise ValueError(f"more than {MAX_NAMES:,} sources or languages, at {name!r}; give the rows fewer")
-        self[name] = len(self)
-        return self[name]
-
-
-class Unique(Iterator[Item]):
-    """Each text that is not empty once, told apart by 128-bit hashes; `num_duplicates` counts the rest."""
-
-    def __init__(self, docs: Iterable[Document]):
-        self.num_duplicates = 0
-        self._items = self._each(docs)
-
-    def __next__(self) -> Item:
-        return next(self._items)
-
-    def _each(self, docs: Iterable[Document]) -> Iterator[Item]:
-        seen: set[bytes] = set()
-        for document in docs:
-            data = document.text.encode()
-            digest = hashlib.blake2b(data, digest_size=16).digest()
-            if digest in seen:
-                self.num_duplicates += 1
-            elif data:
-                seen.add(digest)
-                yield Item(document, digest, len(data))
-
-
-def split(items: Iterable[Item], heldout_share: float, seed: int) -> Iterator[tuple[str, Item]]:
-    """Says for each document whether it is "train" or "heldout", by a keyed hash of its text and nothing
-    else.
-
-    So a document keeps its place when others are added. One exception keeps both splits from being empty: as
-    long as all documents fell to one side, the one whose hash lies nearest to the border waits, and if no
-    document has come for the other side at the end, it goes there. A single document is trained on.
-    """
-    border = int(heldout_share * 2**64)
-    sides: set[str] = set()
-    nearest: tuple[int, Item] | None = None
-    num_items = 0
-    for item in items:
-        num_items += 1
-        keyed = hashlib.blake2b(item.digest, digest_size=8, key=str(seed).encode())
-        distance = int.from_bytes(keyed.digest(), "little") - border
-        side = "heldout" if distance < 0 else "train"
-        if len(sides | {side}) == 2:
-            if nearest:
-                yield next(iter(sides)), nearest[1]
-                nearest = None
-            yield side, item
-        elif nearest and abs(distance) >= nearest[0]:
-            yield side, item
-        else:
-            if nearest:
-                yield side, nearest[1]
-            nearest = abs(distance), item
-        sides.add(side)
-    if nearest:
-        yield "heldout" if num_items > 1 and sides == {"train"} else "train", nearest[1]
-
-
-def batched(pairs: Iterable[tuple[str, Item]]) -> Iterator[list[tuple[str, Item]]]:
-    """Lists of at least BATCH_BYTES of text, and the rest."""
-    batch: list[tuple[str, Item]] = []
-    num_bytes = 0
-    for pair in pairs:
-        batch.append(pair)
-        num_bytes += pair[1].num_bytes
-        if num_bytes >= BATCH_BYTES:
-            yield batch
-            batch, num_bytes = [], 0
-    if batch:
-        yield batch
-
-
-def encoded(
-    batch: list[tuple[str, Item]], tokenizer: AnyTokenizer, bulk: "Bulk | None"
-) -> Iterable[Sequence[int] | np.ndarray]:
-    """The ids of each document, the same from either encoder."""
-    texts = [item.document.text for _, item in batch]
-    if bulk is None:
-        return tokenizer.encode_batch(texts)
-    ids, lengths = bulk.encode(texts)
-    return np.split(ids, np.cumsum(lengths)[:-1])
+    num_workers: int = 1
+    """Processes of this machine."""
+    ray: str | None = None
+    """Address of a Ray cluster; "" starts one here."""
 
 
 def build(
-    docs: Iterable[Document],
+    recipe: Recipe,
+    paths: Sequence[str | Path],
     tokenizer: AnyTokenizer,
     out: str | Path,
     *,
-    heldout_share: float = 0.05,
-    seed: int = 0,
-    on_progress: Progress | None = None,
+    workers: Workers = Workers(),
+    judge: Callable[[], Judge] | None = None,
 ) -> Manifest:
-    """Writes the corpus folder `out`, in place of a corpus that may be there; same input, same bytes.
+    """Makes the corpus folder `out` of the text at `paths`, in place of a corpus that may be there.
 
-    The tokenizer is saved beside the shards. Each document is BOS (EOS where texts have no BOS), its ids, EOS.
-    `on_progress` is told after
-    every batch how many documents, UTF-8 bytes and tokens have been written. Raises ValueError: no text, or a
-    share that is not between 0 and 1.
+    The same text, recipe and tokenizer give the same shards, whoever does the tasks. Killed at any moment, the same
+    call goes on. `judge` makes in each worker what gives bits per byte, where the recipe names a model. Raises
+    ValueError: no text, what a recipe names is missing, another process builds there.
     """
-    if not 0 < heldout_share < 1:
-        raise ValueError(f"the held-out share must lie between 0 and 1, both excluded, not {heldout_share}")
-    unique, sources, langs = Unique(docs), Names(), Names()
-    num_docs = num_bytes = num_tokens = 0
-    with replacing(Path(out)) as folder, ExitStack() as stack:
-        tokenizer.save(folder / "tokenizer")
-        writer, bulk = Writer(folder, stack), None
-        first = tokenizer.bos_id if tokenizer.adds_bos else tokenizer.eos_id
-        for batch in batched(split(unique, heldout_share, seed)):
-            if num_bytes >= BULK_BYTES and bulk is None and isinstance(tokenizer, Tokenizer):
-                from llamita.tokenizer.bulk import Bulk
+    check(recipe)
+    parts = plan_parts(paths, files.PART_BYTES)
+    with workspace(Path(out), key(recipe, tokenizer, parts)) as folder:
+        job = prepare(folder, recipe, tokenizer, parts, judge)
+        with engine.executor(workers.num_workers, workers.ray) as on:
+            engine.run(STAGES, job, on, describe)
+    return Manifest.read(Path(out))
 
-                bulk = Bulk(tokenizer)
-            for (side, item), text_ids in zip(batch, encoded(batch, tokenizer, bulk), strict=True):
-                ids = np.concatenate([[first], text_ids, [tokenizer.eos_id]]).astype(TOKEN)
-                assert ids.max() < tokenizer.vocab_size, f"{item.document.name}: an id beyond the vocabulary"
-                doc_id = int.from_bytes(item.digest[:8], "little")
-                document = item.document
-                writer.add(side, ids, item.num_bytes, doc_id, langs[document.lang], sources[document.source])
-                num_docs += 1
-                num_bytes += item.num_bytes
-                num_tokens += len(ids)
-            if on_progress:
-                on_progress(num_docs, num_bytes, num_tokens)
-        if num_docs == 0:
-            raise ValueError("there is no text to build a corpus from")
-        manifest = Manifest(
-            VERSION,
-            tokenizer.fingerprint,
-            tokenizer.vocab_size,
-            TOKEN.str,
-            seed,
-            heldout_share,
-            unique.num_duplicates,
-            list(sources),
-            list(langs),
-            writer.close(),
-        )
-        (folder / "manifest.json").write_text(manifest.to_json())
-    return manifest
+
+def prepared(recipe: Recipe, paths: Sequence[str | Path], tokenizer: AnyTokenizer, out: str | Path) -> Path:
+    """The work folder of a build whose tasks others do; `task` does them."""
+    check(recipe)
+    parts = plan_parts(paths, files.PART_BYTES)
+    with workspace(Path(out), key(recipe, tokenizer, parts)) as folder:
+        prepare(folder, recipe, tokenizer, parts, None)
+    return folder
+
+
+def task(folder: Path, name: str, number: int, of: int, judge_of: JudgeOf) -> None:
+    """Every `of`-th task of a stage that is not yet done, from `number` on; after the last stage the corpus is put in
+    its place."""
+    stages = {stage.name: stage for stage in STAGES}
+    if name not in stages:
+        raise ValueError(f"no stage is called {name!r}{nearest(name, stages)}")
+    if not (folder / "prepared").exists():
+        raise ValueError(f"{folder} is no work folder: `llamita data build ... --slurm TASKS` prepares one")
+    recipe = load(Recipe, folder / "recipe.toml")
+    num_parts = json.loads((folder / "prepared").read_bytes())["num_parts"]
+    job = Job(folder.resolve(), recipe, num_parts, judge_of(recipe))
+    for open_task in stages[name].open_tasks(job):
+        if open_task % of == number:
+            perform(stages[name], job, open_task)
+    if stages[name] is FINISH:
+        place(job.folder)
+
+
+def check(recipe: Recipe) -> None:
+    """Raises ValueError for what a recipe names and there is not, before any work is done."""
+    for asked in (recipe.rules.prose, recipe.rules.code, recipe.rules.table):
+        presets.names(asked)
+    if recipe.quality.classifier:
+        scorer(recipe)
+
+
+def key(recipe: Recipe, tokenizer: AnyTokenizer, parts: Sequence[Part]) -> str:
+    """What decides whether a killed build may go on: everything that tasks read."""
+    whole = [VERSION, recipe.fingerprint, tokenizer.fingerprint, [part.to_json() for part in parts]]
+    changed = [
+        Path(piece.path).stat().st_mtime_ns for part in parts for piece in part.pieces if "://" not in piece.path
+    ]
+    return hashlib.sha256(json.dumps([whole, changed]).encode()).hexdigest()
+
+
+def prepare(
+    folder: Path, recipe: Recipe, tokenizer: AnyTokenizer, parts: Sequence[Part], judge: Callable[[], Judge] | None
+) -> Job:
+    """What all tasks need, in the work folder; written once."""
+    job = Job(folder, recipe, len(parts), judge)
+    whole = folder / "prepared"
+    if not whole.exists():
+        job.corpus.mkdir(exist_ok=True)
+        tokenizer.save(job.corpus / "tokenizer")
+        (folder / "parts").mkdir(exist_ok=True)
+        for number, part in enumerate(parts):
+            write_json(job.path("parts", number, "json"), part.to_json())
+        save(recipe, folder / "recipe.toml")
+        if recipe.contamination.evals:
+            Index.of(read_items(recipe.contamination.evals)).save(job.index)
+        write_json(whole, {"num_parts": len(parts)})
+    return job
+
+
+def describe(stage: Stage, facts: list[Facts]) -> str:
+    """What a stage has found so far, for the line of progress."""
+    if stage is not READ:
+        return ""
+    sums: Counter[str] = Counter()
+    removed: Counter[str] = Counter()
+    for found in facts:
+        sums.update({name: found[name] for name in ("docs_in", "bytes_in", "docs") if name in found})
+        removed.update(found.get("removed", {}).get("docs", {}))
+    named = ", ".join(f"{reason} {count:,}" for reason, count in removed.most_common(3))
+    return (f"{sums['docs_in']:,} documents, {sums['bytes_in'] / 1e6:.1f} MB, kept {sums['docs']:,}, "
+            f"removed {removed.total():,}" + f" ({named})" * bool(named))  # fmt: skip
+
+
+def build_documents(
+    docs: Iterable[Document], tokenizer: AnyTokenizer, out: str | Path, *, heldout_share: float = 0.05, seed: int = 0
+) -> Manifest:
+    """A corpus of documents that a program makes: written to a file first, then built by the recipe `plain`."""
+    out = Path(out)
+    recipe = replace(plain(), heldout_share=heldout_share, seed=seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as spool:
+        path = Path(spool) / "documents.jsonl"
+        with path.open("wb") as file:
+            for document in docs:
+                row = asdict(document)
+                file.write(json.dumps({**row, "id": row.pop("name")}).encode() + b"\n")
+        return build(recipe, [path], tokenizer, out)

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from llamita.data.pack import Batch, Rows, collate
+from llamita.data.pack import Batch, Rows
 from llamita.data.sampler import Sampler, shard_of
 
 
@@ -25,8 +26,15 @@ class Steps(Dataset[Batch]):
 
     def __getitem__(self, t: int) -> Batch:
         first = self.first + t * self.batch_size
-        picks = [self.sampler.at(k) for k in shard_of(range(first, first + self.batch_size), self.rank, self.world)]
-        return collate([self.rows_by_source[source][row] for source, _, row in picks], first)
+        ks = np.array(shard_of(range(first, first + self.batch_size), self.rank, self.world))
+        sources, _, rows = self.sampler.at_many(ks)
+        inputs_BT = np.empty((len(ks), self.rows_by_source[0].seq_len), np.int64)
+        targets_BT = np.empty_like(inputs_BT)
+        starts = [
+            self.rows_by_source[source].fill(row, inputs, targets)
+            for source, row, inputs, targets in zip(sources.tolist(), rows.tolist(), inputs_BT, targets_BT, strict=True)
+        ]
+        return Batch(torch.from_numpy(inputs_BT), torch.from_numpy(targets_BT), starts, first)
 
 
 def unchanged(batch: Any) -> Any:

@@ -1,17 +1,19 @@
 """Which row is sample k: arithmetic without state, so resuming is exact with any number of ranks and workers.
 
-A block of about 65,536 samples holds exactly round(65,536 w) of a pool of weight w, in a keyed order. A
-pool's j-th sample is row permutation(j mod N) of its N rows, in epoch j div N: each row once an epoch.
+A block of 65,536 samples holds 65,536 w of a pool of weight w, rounded up or down, spread evenly: at no place of
+the block has a pool had a whole sample more or less than its part. So rounding costs a pool less than one sample a
+block. A pool's j-th sample is row permutation(j mod N) of its N rows, in epoch j div N: each row once an epoch.
 """
 
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, count
 
+import numba
 import numpy as np
 
 BLOCK = 65_536
@@ -57,13 +59,74 @@ def permute(i: int, n: int, keys: Sequence[int]) -> int:
             return i
 
 
+def unpermute(i: int, n: int, keys: Sequence[int]) -> int:
+    """The number that `permute` takes to i."""
+    half = max(1, ((n - 1).bit_length() + 1) // 2)
+    low = (1 << half) - 1
+    while True:
+        left, right = i >> half, i & low
+        for key in reversed(keys):
+            left, right = right ^ (mix(left ^ key) & low), left
+        i = left << half | right
+        if i < n:
+            return i
+
+
+@numba.njit(cache=True, nogil=True)
+def permute_many(places: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """`permute` of each place: places and sizes int64 [N], keys uint64 [N, ROUNDS]; int64 [N]."""
+    moved = np.empty_like(places)
+    for number in range(len(places)):
+        size, half = np.uint64(sizes[number]), np.uint64(1)
+        while size - np.uint64(1) >> half + half:
+            half += np.uint64(1)
+        low = (np.uint64(1) << half) - np.uint64(1)
+        i = np.uint64(places[number])
+        while True:
+            left, right = i >> half, i & low
+            for key in keys[number]:
+                x = right ^ key
+                x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+                x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+                left, right = right, left ^ ((x ^ (x >> np.uint64(31))) & low)
+            i = left << half | right
+            if i < size:
+                break
+        moved[number] = i
+    return moved
+
+
+@numba.njit(cache=True, nogil=True)
+def spread(counts: np.ndarray) -> np.ndarray:
+    """Pools in an order of sum(counts) places in which pool s, `counts[s]` > 0 times, is never a whole place ahead
+    or behind: after m places it has stood less than 1 away from m counts[s] / sum(counts) times.
+
+    A pool's next place may not come before its release nor after its deadline; of the pools released, the one with
+    the earliest deadline is next (Tijdeman 1980, "The chairman assignment problem": at most 1 - 1 / (2 S - 2) away).
+    """
+    total, margin = counts.sum(), 2 * len(counts) - 2
+    order = np.empty(total, np.int64)
+    taken = np.zeros_like(counts)
+    for place in range(total):
+        chosen, earliest = -1, 0
+        for pool in range(len(counts)):
+            if margin * (counts[pool] * (place + 1) - taken[pool] * total) < total:
+                continue
+            due = margin * (taken[pool] + 1) - 1
+            if chosen < 0 or due * counts[chosen] < earliest * counts[pool]:
+                chosen, earliest = pool, due
+        order[place] = chosen
+        taken[chosen] += 1
+    return order
+
+
 @lru_cache(maxsize=8)
-def block_order(seed: int, phase: int, block: int, counts: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def block_order(counts: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """The pool of each sample of a block, and how many samples of that pool come before it in the block."""
-    pools = np.repeat(np.arange(len(counts)), counts)
-    key = round_keys(seed, "block", phase, block)[0]
-    order = np.argsort(mix(np.arange(len(pools), dtype=np.uint64) ^ np.uint64(key)))
-    pools = pools[order]
+    drawn = np.flatnonzero(counts)
+    if len(drawn) == 1:
+        return np.full(BLOCK, drawn[0]), np.arange(BLOCK)
+    pools = drawn[spread(np.array(counts)[drawn])]
     by_pool = np.argsort(pools, kind="stable")
     ranks = np.empty_like(pools)
     ranks[by_pool] = np.arange(len(pools)) - np.repeat(np.cumsum([0, *counts[:-1]]), counts)
@@ -105,19 +168,56 @@ class Sampler:
         """(source, epoch, row) of sample k."""
         number = bisect_right(self._starts, k) - 1
         counts = self._counts[number]
-        block, i = divmod(k - self._starts[number], sum(counts))
-        pools, ranks = block_order(self.seed, number, block, counts)
+        block, i = divmod(k - self._starts[number], BLOCK)
+        pools, ranks = block_order(counts)
         pool = int(pools[i])
         first, num_rows = self._pools[pool]
         epoch, j = divmod(int(self._drawn[number][pool]) + block * counts[pool] + int(ranks[i]), num_rows)
-        row = first + permute(j, num_rows, round_keys(self.seed, "rows", pool, epoch))
+        row = first + permute(j, num_rows, self._keys(pool, epoch))
         source = bisect_right(self._first, row) - 1
         return source, epoch, row - self._first[source]
+
+    def at_many(self, ks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`at` of each of ks, int64 [N]: sources, epochs, rows, int64 [N] each."""
+        pools, draws = np.empty_like(ks), np.empty_like(ks)
+        numbers = np.searchsorted(self._starts, ks, side="right") - 1
+        for number in np.unique(numbers).tolist():
+            mine = numbers == number
+            block, i = np.divmod(ks[mine] - self._starts[number], BLOCK)
+            of_place, ranks = block_order(self._counts[number])
+            pools[mine] = pool = of_place[i]
+            draws[mine] = self._drawn[number][pool] + block * np.array(self._counts[number])[pool] + ranks[i]
+        firsts, sizes = np.array(self._pools)[pools].T
+        epochs, places = np.divmod(draws, sizes)
+        permutations, which = np.unique(np.stack([pools, epochs]), axis=1, return_inverse=True)
+        keys = np.array([self._keys(*each) for each in permutations.T.tolist()], np.uint64)[which.ravel()]
+        rows = firsts + permute_many(places, sizes, keys)
+        sources = np.searchsorted(self._first, rows, side="right") - 1
+        return sources, epochs, rows - np.array(self._first)[sources]
+
+    def steps_of(self, source: int, row: int) -> Iterator[int]:
+        """Every sample number k at which this row is drawn, in order; without end where the last phase draws it."""
+        place = self._first[source] + row
+        pool = 0 if len(self._pools) == 1 else source
+        first, num_rows = self._pools[pool]
+        for epoch in count():
+            draw = epoch * num_rows + unpermute(place - first, num_rows, self._keys(pool, epoch))
+            number = int(np.searchsorted([drawn[pool] for drawn in self._drawn], draw, side="right")) - 1
+            if not self._counts[number][pool]:
+                return
+            block, rank = divmod(draw - int(self._drawn[number][pool]), self._counts[number][pool])
+            i = np.flatnonzero(block_order(self._counts[number])[0] == pool)[rank]
+            yield self._starts[number] + block * BLOCK + int(i)
+
+    def drawn(self, k: int) -> list[int]:
+        """How many of the first k samples are of each pool: of each source, or, without weights, of all."""
+        number = bisect_right(self._starts, k) - 1
+        return (self._drawn[number] + self._draws(number, k - self._starts[number])).tolist()
 
     @property
     def fingerprint(self) -> str:
         """The order of all samples in one hash: rows, samples of each pool in a block, phases and seed."""
-        order = [1, self.num_rows, self._starts, self._counts, self.seed]
+        order = [2, self.num_rows, self._starts, self._counts, self.seed]
         return hashlib.sha256(json.dumps(order).encode()).hexdigest()
 
     def _slots(self, weights: Sequence[float]) -> tuple[int, ...]:
@@ -127,15 +227,29 @@ class Sampler:
             raise ValueError(f"weights must be numbers from 0 up, not all 0, not {list(weights)}")
         if any(weight and not num_rows for weight, (_, num_rows) in zip(weights, self._pools, strict=True)):
             raise ValueError(f"a source without rows has a weight: rows {list(self.num_rows)}, weights {list(weights)}")
-        total = sum(weights)
-        return tuple(max(1, round(BLOCK * weight / total)) if weight else 0 for weight in weights)
+        return apportioned(weights)
 
     def _draws(self, number: int, num_samples: int) -> np.ndarray:
         """Samples of each pool among the first `num_samples` of a phase."""
         counts = self._counts[number]
-        block, i = divmod(num_samples, sum(counts))
-        pools, _ = block_order(self.seed, number, block, counts)
-        return block * np.array(counts) + np.bincount(pools[:i], minlength=len(counts))
+        block, i = divmod(num_samples, BLOCK)
+        return block * np.array(counts) + np.bincount(block_order(counts)[0][:i], minlength=len(counts))
+
+    def _keys(self, pool: int, epoch: int) -> tuple[int, ...]:
+        return round_keys(self.seed, "rows", pool, epoch)
+
+
+def apportioned(weights: Sequence[float]) -> tuple[int, ...]:
+    """BLOCK samples cut by weight: largest remainders are rounded up. A positive weight gets one sample at least, and
+    where that makes too many, the largest pay."""
+    quotas = BLOCK * np.array(weights) / sum(weights)
+    counts = np.maximum(np.floor(quotas), quotas > 0).astype(np.int64)
+    missing = BLOCK - int(counts.sum())
+    if missing > 0:
+        counts[np.argsort(counts - quotas, kind="stable")[:missing]] += 1
+    for _ in range(-missing):
+        counts[np.argmax(counts)] -= 1
+    return tuple(counts.tolist())
 
 
 def shard_of(ks: range, rank: int, world: int) -> range:

@@ -1,36 +1,38 @@
-"""The corpus folder: `manifest.json`, `tokenizer/`, `shard-N.tok` (ids), `shard-N.doc` (a record a document).
+"""The corpus folder: `manifest.json`, `tokenizer/`, and for each shard `.tok` (ids), `.doc` (a record a document) and
+`.parquet` (the ledger: where each document is from and what was measured of it).
 
 All numbers are little-endian. A folder is written aside and renamed, so it is whole or absent.
 """
 
 import hashlib
 import json
-import re
-import shutil
-import struct
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-VERSION = 1
+if TYPE_CHECKING:
+    import pyarrow
+
+VERSION = 2
 SHARD_TOKENS = 64 * 2**20
 MAX_MANIFEST_BYTES = 2**28
 TOKEN = np.dtype("<u4")
-RECORD = np.dtype([("end", "<u8"), ("bytes", "<u8"), ("id", "<u8"), ("lang", "<u2"), ("source", "<u2")])
-PACK_RECORD = struct.Struct("<QQQHH").pack
+RECORD = np.dtype(
+    [("end", "<u8"), ("bytes", "<u8"), ("id", "<u8"), ("lang", "<u2"), ("source", "<u2"), ("kind", "<u2")]
+)
+COLUMNS = ("source", "lang", "kind")
 SPLITS = ("train", "heldout")
-OUR_FILES = re.compile(r"manifest\.json|tokenizer|shard-\d{5,}\.(tok|doc)")
 REMEDY = "build the corpus again with `llamita data build`"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One pair of files: how much is in it, and the SHA-256 of each file."""
+    """Three files of one name: how much is in them, and the SHA-256 of each."""
 
     number: int
     tokens: int
@@ -38,6 +40,7 @@ class Shard:
     bytes: int
     tok_sha256: str
     doc_sha256: str
+    parquet_sha256: str
 
     def path(self, folder: Path, suffix: str) -> Path:
         return folder / f"shard-{self.number:05d}.{suffix}"
@@ -45,7 +48,8 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a corpus is: records hold indices into `sources` and `langs`; `tokenizer` is a fingerprint."""
+    """What a corpus is: records hold indices into `sources`, `langs` and `kinds`; `tokenizer` and `recipe` are
+    fingerprints."""
 
     version: int
     tokenizer: str
@@ -53,13 +57,20 @@ class Manifest:
     dtype: str
     seed: int
     heldout_share: float
-    num_duplicates: int
+    recipe_name: str
+    recipe: str
     sources: list[str]
     langs: list[str]
+    kinds: list[str]
     splits: dict[str, list[Shard]]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
+
+    @property
+    def names(self) -> dict[str, list[str]]:
+        """What the indices of each of the columns `source`, `lang` and `kind` stand for."""
+        return {"source": self.sources, "lang": self.langs, "kind": self.kinds}
 
     @property
     def fingerprint(self) -> str:
@@ -84,9 +95,14 @@ class Manifest:
 
 
 class Documents:
-    """The documents of one split, through memory maps; cheap to pickle, so loader workers may hold it."""
+    """The documents of one split, through memory maps; cheap to pickle, so loader workers may hold it.
 
-    def __init__(self, folder: Path, shards: Sequence[Shard], names: list[str], chosen: np.ndarray | None = None):
+    `names[column]` is what the indices of a column (`source`, `lang`, `kind`) stand for.
+    """
+
+    def __init__(
+        self, folder: Path, shards: Sequence[Shard], names: dict[str, list[str]], chosen: np.ndarray | None = None
+    ):
         self._made_of = (folder, shards, names, chosen)
         self.names = names
         self._tokens = [np.memmap(shard.path(folder, "tok"), TOKEN, "r") for shard in shards]
@@ -114,24 +130,26 @@ class Documents:
         each = [np.diff(records["end"].astype(np.int64), prepend=0) for records in self._records]
         return np.concatenate([np.empty(0, np.int64), *each])[self._chosen]
 
-    @property
-    def sources(self) -> np.ndarray:
-        """Each document's index into `names`, the names of all sources, uint16 [len]."""
-        return self._column("source")
+    def column(self, name: str) -> np.ndarray:
+        """Each document's index into `names[name]`, uint16 [len]."""
+        assert name in COLUMNS, name
+        return self._column(name)
+
+    def where(self, mask: np.ndarray) -> "Documents":
+        """The documents for which `mask`, bool [len], holds."""
+        folder, shards, names, _ = self._made_of
+        return Documents(folder, shards, names, self._chosen[mask])
+
+    def place(self, i: int) -> tuple[Shard, int]:
+        """The shard that document i lies in, and its number there: the row of the shard's ledger."""
+        number = int(self._chosen[i])
+        shard = bisect_right(self._first, number) - 1
+        return self._made_of[1][shard], number - self._first[shard]
 
     @property
     def num_bytes(self) -> int:
         """UTF-8 bytes of all texts."""
         return int(self._column("bytes").sum())
-
-    def by_source(self) -> dict[str, "Documents"]:
-        """These documents by source, in the order of `names`; sources that have none here are left out."""
-        folder, shards, names, _ = self._made_of
-        sources = self.sources
-        return {
-            names[source]: Documents(folder, shards, names, self._chosen[sources == source])
-            for source in np.unique(sources)
-        }
 
     def _column(self, name: str) -> np.ndarray:
         empty = np.empty(0, RECORD[name])
@@ -156,11 +174,12 @@ class Corpus:
             for shard in manifest.splits[split]:
                 check_file(shard.path(folder, "tok"), shard.tokens * TOKEN.itemsize, verify and shard.tok_sha256)
                 check_file(shard.path(folder, "doc"), shard.docs * RECORD.itemsize, verify and shard.doc_sha256)
+                check_file(shard.path(folder, "parquet"), None, verify and shard.parquet_sha256)
         return cls(folder, manifest)
 
     def split(self, name: str) -> Documents:
         """The documents of "train" or "heldout"."""
-        return Documents(self.folder, self.manifest.splits[name], self.manifest.sources)
+        return Documents(self.folder, self.manifest.splits[name], self.manifest.names)
 
     def check_tokenizer(self, fingerprint: str) -> None:
         """Raises ValueError when the corpus was made with another tokenizer."""
@@ -171,101 +190,38 @@ class Corpus:
             )
 
 
-def check_file(path: Path, size: int, sha256: str | bool) -> None:
+def check_file(path: Path, size: int | None, sha256: str | bool) -> None:
     if not path.is_file():
         raise ValueError(f"{path} is missing; {REMEDY}")
-    if path.stat().st_size != size:
+    if size is not None and path.stat().st_size != size:
         raise ValueError(f"{path} has {path.stat().st_size:,} bytes, not {size:,}; {REMEDY}")
-    if sha256:
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                raise ValueError(f"{path} is damaged: its SHA-256 is not the manifest's; {REMEDY}")
+    if sha256 and sha256_of(path) != sha256:
+        raise ValueError(f"{path} is damaged: its SHA-256 is not the manifest's; {REMEDY}")
 
 
-class HashedFile:
-    def __init__(self, path: Path, stack: ExitStack):
-        self.file = stack.enter_context(path.open("wb"))
-        self.hash = hashlib.sha256()
+def write_shard(
+    folder: Path, number: int, tokens: Iterable[np.ndarray], records: np.ndarray, ledger: "pyarrow.Table"
+) -> Shard:
+    """Writes the three files of one shard: pieces of its ids uint32, one RECORD and one ledger row a document."""
+    import pyarrow.parquet as pq
 
-    def write(self, data: bytes) -> None:
-        self.file.write(data)
-        self.hash.update(data)
-
-    def close(self) -> str:
-        self.file.close()
-        return self.hash.hexdigest()
-
-
-class ShardWriter:
-    def __init__(self, folder: Path, number: int, stack: ExitStack):
-        self.number = number
-        self.tokens = self.docs = self.bytes = 0
-        stem = folder / f"shard-{number:05d}"
-        self.tok, self.doc = (HashedFile(stem.with_suffix(suffix), stack) for suffix in (".tok", ".doc"))
-
-    def add(self, ids: np.ndarray, num_bytes: int, doc_id: int, lang: int, source: int) -> None:
-        self.tokens += len(ids)
-        self.docs += 1
-        self.bytes += num_bytes
-        self.tok.write(ids.astype(TOKEN).tobytes())
-        self.doc.write(PACK_RECORD(self.tokens, num_bytes, doc_id, lang, source))
-
-    def close(self) -> Shard:
-        return Shard(self.number, self.tokens, self.docs, self.bytes, self.tok.close(), self.doc.close())
+    stem = folder / f"shard-{number:05d}"
+    digest, num_tokens = hashlib.sha256(), 0
+    with stem.with_suffix(".tok").open("wb") as file:
+        for piece in tokens:
+            data = piece.astype(TOKEN, copy=False).tobytes()
+            file.write(data)
+            digest.update(data)
+            num_tokens += len(piece)
+    assert num_tokens == (records["end"][-1] if len(records) else 0) and len(records) == len(ledger)
+    stem.with_suffix(".doc").write_bytes(records.tobytes())
+    pq.write_table(ledger, stem.with_suffix(".parquet"), compression="zstd")
+    return Shard(
+        number, num_tokens, len(records), int(records["bytes"].sum()), digest.hexdigest(),
+        sha256_of(stem.with_suffix(".doc")), sha256_of(stem.with_suffix(".parquet")),
+    )  # fmt: skip
 
 
-class Writer:
-    """Writes documents to the shards of a new folder, each split to its own; no document spans two shards.
-
-    A shard holds at most SHARD_TOKENS, or one longer document.
-    """
-
-    def __init__(self, folder: Path, stack: ExitStack):
-        self.folder, self.stack = folder, stack
-        self.open: dict[str, ShardWriter] = {}
-        self.shards: dict[str, list[Shard]] = {split: [] for split in SPLITS}
-        self.num_opened = 0
-
-    def add(self, split: str, ids: np.ndarray, *record: int) -> None:
-        """Appends one document; `record` = UTF-8 bytes of the text, document id, language, source."""
-        if split in self.open and self.open[split].tokens + len(ids) > SHARD_TOKENS:
-            self.shards[split].append(self.open.pop(split).close())
-        if split not in self.open:
-            self.open[split] = ShardWriter(self.folder, self.num_opened, self.stack)
-            self.num_opened += 1
-        self.open[split].add(ids, *record)
-
-    def close(self) -> dict[str, list[Shard]]:
-        for split, shard in self.open.items():
-            self.shards[split].append(shard.close())
-        return self.shards
-
-
-def is_corpus_or_empty(folder: Path) -> bool:
-    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() else {"not a folder"}
-    return not names or ("manifest.json" in names and all(map(OUR_FILES.fullmatch, names)))
-
-
-@contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """A new empty folder to fill, which takes the place of the corpus at `folder` on success and vanishes
-    otherwise.
-
-    Raises ValueError when something other than a corpus stands there: it would be deleted.
-    """
-    folder = folder.resolve()
-    if folder.exists() and not is_corpus_or_empty(folder):
-        raise ValueError(f"{folder} exists and is no corpus folder; choose another place for the corpus")
-    aside, old = (folder.with_name(f".{folder.name}.{what}") for what in ("partial", "old"))
-    for stale in (aside, old):
-        shutil.rmtree(stale, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        if folder.exists():
-            folder.rename(old)
-        aside.rename(folder)
-    except BaseException:
-        shutil.rmtree(aside)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

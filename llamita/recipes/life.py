@@ -26,7 +26,7 @@ from llamita.data.read import Document, documents
 from llamita.data.sampler import Sampler
 from llamita.data.shards import Corpus
 from llamita.eval import bits
-from llamita.recipes import convert, stages, stdlib, vocabularies
+from llamita.recipes import convert, corpora, stages, stdlib, vocabularies
 from llamita.recipes.runs import demo as demo_run
 from llamita.recipes.runs import sft as sft_run
 from llamita.recipes.runs import sources
@@ -158,7 +158,7 @@ class Lifetime:
             corpus = Corpus.open(home)
             corpus.check_tokenizer(tokenizer.fingerprint)
             return corpus
-        return stages.build_corpus(life_documents(self.life), tokenizer, home, heldout_share=0.05)
+        return corpora.documents_corpus(life_documents(self.life), tokenizer, home, heldout_share=0.05)
 
     def conversations(self) -> list[list[sft.Message]]:
         home = self.folder / "conversations.jsonl"

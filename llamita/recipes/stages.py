@@ -1,7 +1,7 @@
 """The stages of a life as functions over folders; every verb of the command line is a thin call of one."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from llamita import config, log
 from llamita.align import sft
 from llamita.checkpoint import store
-from llamita.data.build import build
-from llamita.data.pack import PackedRows
-from llamita.data.read import Document, Reader
+from llamita.data import mix
+from llamita.data.pack import PackedRows, packed
+from llamita.data.sampler import Phase, Sampler
 from llamita.data.shards import Corpus
 from llamita.eval import bits
 from llamita.formats import open
@@ -29,21 +29,6 @@ from llamita.train.run import Run
 
 Sources = dict[str, str]
 BASE = "base.txt"  # in a fine-tuning run's folder: the model that it started from
-
-
-def build_corpus(docs: Iterable[Document], tokenizer: AnyTokenizer, out: Path, heldout_share: float) -> Corpus:
-    """Tokenize documents into a corpus folder that carries its tokenizer."""
-    progress = log.Progress(interval=500)
-    build(
-        docs, tokenizer, out, heldout_share=heldout_share,
-        on_progress=lambda num_docs, num_bytes, num_tokens: progress.update(
-            num_docs, f"data: {num_docs:,} documents  {num_bytes / 1e6:.1f} MB  {num_tokens:,} tokens"
-        ),
-    )  # fmt: skip
-    if isinstance(docs, Reader) and docs.skipped:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in docs.skipped.items())
-        log.say(f"data: left out {docs.skipped.total()} files or rows: {reasons}")
-    return Corpus.open(out)
 
 
 def open_corpus(run: Run) -> tuple[Corpus, AnyTokenizer]:
@@ -66,13 +51,34 @@ def fresh_model(run: Run) -> Llama:
     return build_model(run.shape).init_weights(torch.Generator().manual_seed(run.seed))
 
 
+def mixed_rows(run: Run, corpus: Corpus, kept: Path | None = None) -> tuple[list[PackedRows], Sampler, list[mix.Pool]]:
+    """The rows of each pool of the run's mixture and the order in which training draws them; `kept` is a folder for
+    the packing, see `pack.packed`."""
+    split, blends = corpus.split("train"), mix.parse(run.data.mix)
+    pools, packings = packed(split, run.data.mix, run.data.seq_len, corpus.manifest.fingerprint, kept)
+    rows = [PackedRows(split, run.data.seq_len, packing=packing) for packing in packings]
+    first, *later = [Phase(*each) for each in mix.schedule(pools, blends, run.steps, run.batch_size)]
+    return rows, Sampler([len(each) for each in rows], first.weights, run.data.seed, later), pools
+
+
+def rows_and_sampler(run: Run, corpus: Corpus) -> tuple[list[PackedRows], Sampler]:
+    """The rows and the order in which training draws them."""
+    rows, sampler, _ = mixed_rows(run, corpus)
+    return rows, sampler
+
+
 def pretrain(run: Run, folder: Path, *, prompts: list[str], sources: Sources | None = None) -> Llama:
     """Train from the run's corpus into a run folder, going on from its newest whole checkpoint."""
     corpus, tokenizer = open_corpus(run)
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, fingerprint=corpus.manifest.fingerprint))
-    rows = PackedRows(corpus.split("train"), run.data.seq_len)
+    rows, sampler, pools = mixed_rows(run, corpus, folder / "packing")
+    samples = run.steps * run.batch_size
+    for line in mix.advice(pools, sampler.num_rows, [count / samples for count in sampler.drawn(samples)], samples):
+        log.say(line)
     watch = Watch(_heldout_bits(run, corpus, tokenizer), _samples(tokenizer, prompts))
-    trainer = Trainer(run, folder, fresh_model(run), [rows], watch=watch, sources=sources)
+    names = [pool.name for pool in pools] if run.data.mix else ()
+    model = fresh_model(run)
+    trainer = Trainer(run, folder, model, rows, sampler=sampler, pools=names, watch=watch, sources=sources)
     tokenizer.save(folder / "tokenizer")
     return trainer.fit()
 

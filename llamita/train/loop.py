@@ -78,6 +78,8 @@ class Trainer:
         rows: Sequence[Rows],
         *,
         stage: str = "train",
+        sampler: Sampler | None = None,
+        pools: Sequence[str] = (),
         watch: Watch | None = None,
         sources: dict[str, str] | None = None,
     ):
@@ -88,7 +90,8 @@ class Trainer:
         self.optimizer = Optimizer(self.model, run.optim)
         self.counters = state.Counters()
         self.rows = rows
-        self.sampler = Sampler([len(source) for source in rows], None, run.data.seed)
+        self.sampler = sampler or Sampler([len(source) for source in rows], None, run.data.seed)
+        self.pools = pools  # names of the pools of a mixture
         self.flops_per_token = run.shape.train_flops_per_token(run.data.seq_len)
         self.peak_flops = runtime.peak_flops(self.device, run.precision)
         folder.mkdir(parents=True, exist_ok=True)
@@ -175,9 +178,12 @@ class Trainer:
         eta = (done.elapsed - elapsed) / max(1, done.step - step) * (run.steps - done.step)
         mfu = speed * self.flops_per_token / self.peak_flops if self.peak_flops else None
         memory = runtime.peak_memory_gib(self.device)
+        samples = done.step * run.batch_size
+        drawn = [count / samples for count in self.sampler.drawn(samples)] if self.pools else []
         self.metrics.write(
             "train", step=done.step, steps=run.steps, tokens=done.tokens, loss=loss, lr=lr, grad_norm=grad_norm,
             tokens_per_second=speed, mfu=mfu, memory_gib=memory, elapsed=done.elapsed, eta=eta,
+            **({"drawn": dict(zip(self.pools, drawn, strict=True))} if drawn else {}),
         )  # fmt: skip
         progress.update(
             done.step,

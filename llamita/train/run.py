@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from llamita.data.mix import parse
 from llamita.model.shape import Shape
 
 
@@ -18,6 +19,12 @@ class Data:
     """Hash of the data, filled in at the start: a run is not resumed on other data."""
     num_workers: int = 0
     """Processes that fetch rows; any number gives the same rows in the same order."""
+    mix: tuple[str, ...] = ()
+    """Shares of sources, languages and kinds, a line for each phase: "kind=code:17% rest" "90%: source=books:30% rest"
+    (docs/data.md). Without it every document is seen equally often."""
+
+    def __post_init__(self) -> None:
+        parse(self.mix)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,257 @@
+"""The natural language of texts: CLD2 (pycld2) and a naive Bayes over byte n-grams (py3langid) have to agree on it.
+
+py3langid's model is read from the package, and walked here by a kernel: its answers, seven times as fast, so
+both are asked of every text. Of the languages in LANGUAGES the likeliest is taken, with VOTE for what CLD2 is sure of.
+Confidence = (2 support + probability) / 3: CLD2's score for it, by what it gives that language as a rule, and the
+probability by py3langid among all that it knows. What stays below the language's threshold is "und".
+"""
+
+import unicodedata
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from llamita.data.script import UNWRITTEN, sampled
+from llamita.data.script import scripts as scripts_of
+from llamita.data.strings import Strings
+
+UNDETERMINED = "und"
+VOTE = 1.0  # nats
+BATCH = 1024  # texts weighed at once: bounds memory
+SHORT_CHARS, SHORT_THRESHOLD = 20, 0.1
+LONG_CHARS = 80  # from here on THRESHOLDS hold; between, a straight line
+
+# Language: what CLD2 scores texts in it (median, a KB), and the least confidence accepted (of a text of LONG_CHARS).
+# Chosen by benchmarks/language_id.py --fit, on one half of its sentences and paragraphs.
+LANGUAGES: dict[str, tuple[int, float]] = {
+    "af": (998, 0.3), "am": (502, 0.58), "ar": (819, 0.56), "az": (1276, 0.72), "be": (792, 0.59), "bg": (675, 0.31),
+    "bn": (540, 0.55), "br": (1208, 0.7), "ca": (613, 0.46), "cs": (1228, 0.29), "cy": (1369, 0.53), "da": (810, 0.2),
+    "de": (1069, 0.54), "el": (1024, 0.7), "en": (1175, 0.53), "eo": (730, 0.62), "es": (411, 0.3), "et": (1096, 0.57),
+    "eu": (1049, 0.22), "fa": (783, 0.64), "fi": (1268, 0.81), "fo": (1106, 0.7), "fr": (774, 0.63), "fy": (868, 0.7),
+    "ga": (1170, 0.15), "gd": (1499, 0.7), "gl": (866, 0.48), "gu": (1024, 0.7), "ha": (1136, 0.62), "he": (745, 0.39),
+    "hi": (818, 0.76), "hr": (619, 0.48), "ht": (1133, 0.74), "hu": (1270, 0.59), "hy": (1024, 0.7), "id": (1000, 0.67),
+    "ig": (1298, 0.7), "is": (1136, 0.19), "it": (627, 0.63), "ja": (3326, 0.7), "ka": (1024, 0.7), "kk": (880, 0.74),
+    "km": (1024, 0.7), "kn": (1024, 0.7), "ko": (3645, 0.7), "ky": (980, 0.7), "la": (723, 0.43), "lb": (1005, 0.56),
+    "lg": (927, 0.74), "lo": (1024, 0.7), "lt": (1080, 0.12), "lv": (1246, 0.49), "mg": (1561, 0.7), "mk": (743, 0.18),
+    "ml": (1024, 0.7), "mn": (1046, 0.55), "mr": (593, 0.17), "mt": (1258, 0.7), "my": (1024, 0.7), "ne": (575, 0.76),
+    "nl": (865, 0.55), "no": (832, 0.23), "pa": (1024, 0.7), "pl": (1311, 0.6), "ps": (936, 0.7), "pt": (761, 0.65),
+    "ro": (815, 0.58), "ru": (635, 0.6), "si": (1024, 0.7), "sk": (1293, 0.22), "sl": (613, 0.22), "sn": (1128, 0.52),
+    "so": (1334, 0.82), "sq": (1234, 0.38), "st": (879, 0.49), "sv": (767, 0.23), "sw": (964, 0.65), "ta": (1024, 0.7),
+    "te": (1024, 0.7), "tg": (1058, 0.68), "th": (1024, 0.7), "tl": (851, 0.67), "tr": (1046, 0.69), "tt": (897, 0.7),
+    "uk": (796, 0.64), "ur": (955, 0.81), "uz": (1388, 0.7), "vi": (1520, 0.67), "xh": (988, 0.46), "yo": (768, 0.62),
+    "zh": (1936, 0.7), "zu": (931, 0.62),
+}  # fmt: skip
+THRESHOLDS = {language: threshold for language, (_, threshold) in LANGUAGES.items()}
+
+# Varieties that short texts do not tell apart: they count as agreement. The first is what LANGUAGES lists.
+VARIETIES = {
+    "zh": ("zh", "zh-Hant", "yue", "wuu"), "no": ("no", "nb", "nn"), "id": ("id", "ms"), "ar": ("ar", "arz", "ary"),
+    "hr": ("hr", "bs", "sr", "sr-ME"), "uz": ("uz", "uzs"), "he": ("he", "iw"),
+}  # fmt: skip
+TOLD_APART = ("nn", "sr")  # named all the same, where py3langid finds them; the others by the first name
+_GROUP_OF = {variety: group for group, varieties in VARIETIES.items() for variety in varieties}
+
+# Scripts of languages that are not written in Latin letters alone.
+_WRITTEN = {
+    "Arab": "ar az fa ps ur", "Armn": "hy", "Beng": "bn", "Cyrl": "az be bg kk ky mk mn ru sr tg tt uk uz",
+    "Deva": "hi mr ne", "Ethi": "am", "Geor": "ka", "Grek": "el", "Gujr": "gu", "Guru": "pa", "Hang": "ko",
+    "Hani": "ja ko zh", "Hebr": "he", "Jpan": "ja", "Khmr": "km", "Knda": "kn", "Laoo": "lo",
+    "Latn": "az sr uz", "Mlym": "ml", "Mymr": "my", "Sinh": "si", "Taml": "ta", "Telu": "te", "Thai": "th",
+}  # fmt: skip
+_WRITTEN_IN = {script: frozenset(languages.split()) for script, languages in _WRITTEN.items()}
+_NOT_IN_LATIN = frozenset().union(*_WRITTEN_IN.values()) - _WRITTEN_IN["Latn"]
+
+
+class Weighed(NamedTuple):
+    """What both say of each text."""
+
+    label: list[str]
+    """The likeliest of LANGUAGES, or the variety of it that TOLD_APART names."""
+    probability: np.ndarray
+    """Of it, or any variety of it, by py3langid among all the languages it knows; float32 [D]."""
+    score: np.ndarray
+    """What CLD2 scores it, less where only a part of the text is in it; 0 where it names others; float32 [D]."""
+    chars: np.ndarray
+    """Of the sample, int64 [D]."""
+
+
+def identify(strings: Strings, scripts: Sequence[str] | None = None) -> tuple[list[str], np.ndarray]:
+    """The language of each text, ISO 639-1 or where there is none 639-3, and the confidence, float32 [D] in [0, 1].
+
+    "und" where it is none of LANGUAGES, in a script that the language is not written in, or too uncertain. Both see a
+    sample of the start, middle and end. `scripts` = `script.scripts(strings)`, where that is known.
+    """
+    languages: list[str] = []
+    confidences = np.zeros(len(strings), np.float32)
+    for first in range(0, len(strings), BATCH):
+        last = min(first + BATCH, len(strings))
+        ends = strings.offsets[first : last + 1]
+        batch = Strings(strings.data[ends[0] : ends[-1]], ends - ends[0])
+        weighed = weigh(batch)
+        sure = accepted(weighed, scripts[first:last] if scripts is not None else scripts_of(batch))
+        languages += [label if is_sure else UNDETERMINED for label, is_sure in zip(weighed.label, sure, strict=True)]
+        confidences[first:last] = confidence_of(weighed)
+    return languages, confidences
+
+
+def accepted(weighed: Weighed, scripts: Sequence[str]) -> np.ndarray:
+    """Which are sure enough, and in a script their language is written in, bool [D]."""
+    written = [is_written_in(label, script) for label, script in zip(weighed.label, scripts, strict=True)]
+    return (confidence_of(weighed) >= threshold_of(weighed)) & np.array(written, bool)
+
+
+def confidence_of(weighed: Weighed) -> np.ndarray:
+    """float32 [D]"""
+    usual = np.array([LANGUAGES[group_of(label)][0] for label in weighed.label], np.float32)
+    return (2 * np.minimum(weighed.score / usual, 1) + weighed.probability) / np.float32(3)
+
+
+def threshold_of(weighed: Weighed) -> np.ndarray:
+    """The least confidence accepted of each text: that of its language, less for short texts; float64 [D]."""
+    full = np.array([THRESHOLDS[group_of(label)] for label in weighed.label])
+    share = np.clip((weighed.chars - SHORT_CHARS) / (LONG_CHARS - SHORT_CHARS), 0, 1)
+    return SHORT_THRESHOLD + share * (full - SHORT_THRESHOLD)
+
+
+def group_of(label: str) -> str:
+    """The language of LANGUAGES that a variety counts as."""
+    return _GROUP_OF.get(label, label)
+
+
+def is_written_in(language: str, script: str) -> bool:
+    if script == "Latn":
+        return language not in _NOT_IN_LATIN
+    return script != UNWRITTEN and language in _WRITTEN_IN.get(script, ())
+
+
+def weigh(strings: Strings) -> Weighed:
+    model = _model()
+    sample = sampled(strings)
+    texts = [_composed(sample[i]) for i in range(len(sample))]
+    sample = Strings.of(texts)
+    votes, scores = _scored_by_cld2(texts)
+    columns, probability = _likeliest(_probabilities(sample, model), model.languages, votes)
+    labels = [model.labels[column] for column in columns.tolist()]
+    score = scores[np.arange(len(texts)), model.languages[columns]]
+    return Weighed(labels, probability, score, _chars(sample.data, sample.offsets))
+
+
+@numba.njit(cache=True, nogil=True)
+def _likeliest(probabilities, languages, votes):
+    """The best column of the best language of each text, int64 [D], and the probability of the language, float32."""
+    columns, found = np.empty(len(votes), np.int64), np.empty(len(votes), np.float32)
+    for d in range(len(votes)):
+        sums = np.zeros(votes.shape[1], np.float32)
+        for column in range(len(languages)):
+            if languages[column] >= 0:
+                sums[languages[column]] += probabilities[d, column]
+        best = (np.log(sums + np.float32(1e-6)) + votes[d]).argmax()
+        found[d], columns[d], most = sums[best], 0, np.float32(-1)
+        for column in range(len(languages)):
+            if languages[column] == best and probabilities[d, column] > most:
+                columns[d], most = column, probabilities[d, column]
+    return columns, found
+
+
+def _composed(text: bytes) -> bytes:
+    """In the normal form C that the model was trained on."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text.decode()).encode()
+
+
+def _scored_by_cld2(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Votes and scores by language, float32 [D, L] each. `texts` hold no control characters, which pycld2 refuses."""
+    import pycld2
+
+    places = {language: place for place, language in enumerate(LANGUAGES)}
+    votes, scores = np.zeros((2, len(texts), len(places)), np.float32)
+    for i, text in enumerate(texts):
+        is_reliable, _, found = pycld2.detect(text, isPlainText=True, bestEffort=True)
+        for rank, (_, language, percent, score) in enumerate(found):
+            place = places.get(group_of(language))
+            if place is not None:
+                scores[i, place] = max(scores[i, place], score * (percent / 100) ** 0.5)
+                if rank == 0 and is_reliable:
+                    votes[i, place] = VOTE
+    return votes, scores
+
+
+class _Model(NamedTuple):
+    """py3langid's: an automaton that finds features in bytes, and log-probabilities by language."""
+
+    rows: np.ndarray
+    """Which row of `nexts` a state reads, int64 [S], times 256."""
+    nexts: np.ndarray
+    """The next state by row and byte, uint32 [R * 256]."""
+    features: np.ndarray
+    """Which feature a state ends, -1 for none, int32 [S]."""
+    weights: np.ndarray
+    """float32 [F, C]"""
+    priors: np.ndarray
+    """float32 [C]"""
+    labels: list[str]
+    """[C]"""
+    languages: np.ndarray
+    """Which of LANGUAGES a column counts for, -1 for none, int64 [C]."""
+
+
+@cache
+def _model() -> _Model:
+    """Once a process: 0.4 s, and about 110 MB."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    read = LanguageIdentifier.from_model_file(MODEL_FILE)
+    places = {language: place for place, language in enumerate(LANGUAGES)}
+    labels = [name if name in TOLD_APART else group_of(name) for name in read.nb_classes]
+    return _Model(
+        np.array(read.tk_row, np.int64) << 8,
+        np.frombuffer(read.tk_nextmove, f"u{read.tk_nextmove.itemsize}"),
+        np.array(read.tk_output, np.int32),
+        read.nb_ptc.astype(np.float32),
+        read.nb_pc,
+        labels,
+        np.array([places.get(group_of(name), -1) for name in read.nb_classes]),
+    )
+
+
+def _probabilities(strings: Strings, model: _Model) -> np.ndarray:
+    """By column of the model, float32 [D, C]; tempered by the length, as py3langid does."""
+    scores = _weights_summed(strings.data, strings.offsets, *model[:5])
+    scores /= np.sqrt(np.maximum(strings.sizes, 1), dtype=np.float32)[:, None]
+    np.exp(scores - scores.max(1, keepdims=True), out=scores)
+    return scores / scores.sum(1, keepdims=True)
+
+
+@numba.njit(cache=True, nogil=True)
+def _weights_summed(data, offsets, rows, nexts, features, weights, priors):
+    """log(1 + how often) times the weights of each feature a text has; all 0 where it has none. float32 [D, C]"""
+    scores = np.zeros((len(offsets) - 1, len(priors)), np.float32)
+    counts, seen = np.zeros(len(weights), np.int64), np.empty(len(weights), np.int64)
+    for d in range(len(scores)):
+        state, found = np.int64(0), 0
+        for i in range(offsets[d], offsets[d + 1]):
+            state = np.int64(nexts[rows[state] + data[i]])
+            feature = features[state]
+            if feature >= 0:
+                if counts[feature] == 0:
+                    seen[found], found = feature, found + 1
+                counts[feature] += 1
+        if found:
+            scores[d] = priors
+        for k in range(found):
+            weight, feature = np.float32(np.log1p(counts[seen[k]])), seen[k]
+            counts[feature] = 0
+            for column in range(len(priors)):
+                scores[d, column] += weight * weights[feature, column]
+    return scores
+
+
+@numba.njit(cache=True, nogil=True)
+def _chars(data, offsets):
+    counts = np.zeros(len(offsets) - 1, np.int64)
+    for d in range(len(counts)):
+        for i in range(offsets[d], offsets[d + 1]):
+            counts[d] += data[i] & 0xC0 != 0x80
+    return counts

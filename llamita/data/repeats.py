@@ -1,0 +1,158 @@
+"""How much of a text says the same again: Gopher's repetition rules (arXiv 2112.11446, table A1).
+
+Lines, paragraphs and n-grams are told apart by 64-bit hashes.
+"""
+
+import numpy as np
+from numba import njit
+
+from llamita.data.strings import Strings
+from llamita.data.words import Words
+
+TOP = (2, 3, 4)
+REPEATED = (5, 6, 7, 8, 9, 10)
+NAMES = (
+    *("num_lines", "dup_lines", "dup_line_chars", "num_paragraphs", "dup_paragraphs", "dup_paragraph_chars"),
+    *(f"top_{n}_gram" for n in TOP), *(f"dup_{n}_gram" for n in REPEATED), "dup_full_line_chars", "line_chars",
+)  # fmt: skip
+
+
+def _slots(longest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A hash table for texts of at most `longest` bytes: keys, the round in which each was written, and counts."""
+    size = 1 << (2 * longest).bit_length()
+    return np.zeros(size, np.uint64), np.zeros(size + 1, np.int64), np.zeros(size, np.int32)
+
+
+@njit(cache=True, nogil=True)
+def _mask(table, count):
+    size = 16
+    while size < 2 * count:
+        size *= 2
+    table[1][-1] += 1
+    return np.uint64(min(size, len(table[0])) - 1)
+
+
+@njit(cache=True, nogil=True)
+def _stretches(data, start, end, least, skips_blank, table, out):
+    """Counts stretches between `least` or more line breaks: out = how many, how many again, characters of those."""
+    mask = _mask(table, (end - start) // least + 2)
+    keys, stamps, now = table[0], table[1], table[1][-1]
+    i = start
+    while i <= end:
+        state, chars, blank, begun = np.uint64(0xCBF29CE484222325), 0, True, i
+        while i < end:
+            if data[i] == 10:
+                stop = i
+                while stop < end and data[stop] == 10:
+                    stop += 1
+                if stop - i >= least:
+                    break
+            state = (state ^ np.uint64(data[i])) * np.uint64(0x100000001B3)
+            chars += data[i] & 0xC0 != 0x80
+            blank = blank and (data[i] == 32 or 9 <= data[i] <= 13)
+            i += 1
+        if not (skips_blank and blank):
+            key = state + np.uint64(i - begun)
+            slot = np.int64((key ^ (key >> np.uint64(32))) & mask)
+            while stamps[slot] == now and keys[slot] != key:
+                slot = (slot + 1) & np.int64(mask)
+            out[0] += 1
+            if stamps[slot] == now:
+                out[1] += 1
+                out[2] += chars
+            keys[slot], stamps[slot] = key, now
+        if i >= end:
+            return
+        while i < end and data[i] == 10:
+            i += 1
+
+
+@njit(cache=True, nogil=True)
+def _lines(data, start, end, table, out):
+    first, last = start, end
+    while first < last and (data[first] == 32 or 9 <= data[first] <= 13):
+        first += 1
+    while last > first and (data[last - 1] == 32 or 9 <= data[last - 1] <= 13):
+        last -= 1
+    _stretches(data, start, end, 1, False, table, out[0:3])
+    _stretches(data, first, last, 2, False, table, out[3:6])
+    full = np.zeros(3)
+    _stretches(data, start, end, 1, True, table, full)
+    out[15] = full[2]
+    for i in range(start, end):
+        out[16] += data[i] & 0xC0 != 0x80 and data[i] != 10
+
+
+@njit(cache=True, nogil=True)
+def _grams(hashes, chars, table, out):
+    """Hashes of n-grams grow by a word at a time."""
+    num_words = len(hashes)
+    grams, ends = hashes.copy(), np.zeros(num_words + 1, np.int64)
+    for i in range(num_words):
+        ends[i + 1] = ends[i] + chars[i]
+    mask = _mask(table, num_words)
+    for n in range(2, min(10, num_words) + 1):
+        for i in range(num_words - n + 1):
+            grams[i] = (grams[i] ^ (grams[i] >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15) + hashes[i + n - 1]
+        table[1][-1] += 1
+        if n <= 4:
+            out[4 + n] = _top(grams, ends, num_words, n, table, mask)
+        else:
+            out[4 + n] = _repeated(grams, ends, num_words, n, table, mask)
+
+
+@njit(cache=True, nogil=True)
+def _count(data, offsets, hashes, chars, ends, table, sums):
+    for text in range(len(offsets) - 1):
+        _lines(data, offsets[text], offsets[text + 1], table, sums[text])
+        part = slice(ends[text], ends[text + 1])
+        _grams(hashes[part], chars[part], table, sums[text])
+
+
+@njit(cache=True, nogil=True)
+def _top(grams, ends, num_words, n, table, mask):
+    """Characters of all occurrences of the most frequent n-gram; of those as frequent, the first to become so."""
+    keys, stamps, counts, wrap = table[0], table[1], table[2], np.int64(mask)
+    now, most, where = stamps[-1], 0, 0
+    for i in range(num_words - n + 1):
+        key = grams[i]
+        slot = np.int64((key ^ (key >> np.uint64(32))) & mask)
+        while stamps[slot] == now and keys[slot] != key:
+            slot = (slot + 1) & wrap
+        if stamps[slot] != now:
+            keys[slot], stamps[slot], counts[slot] = key, now, 0
+        counts[slot] += 1
+        if counts[slot] > most:
+            most, where = counts[slot], i
+    return most * (ends[where + n] - ends[where] + n - 1)
+
+
+@njit(cache=True, nogil=True)
+def _repeated(grams, ends, num_words, n, table, mask):
+    """Characters of n-grams that have been before, none counted twice."""
+    keys, stamps, wrap = table[0], table[1], np.int64(mask)
+    now, chars, i = stamps[-1], 0, 0
+    while i < num_words - n + 1:
+        key = grams[i]
+        slot = np.int64((key ^ (key >> np.uint64(32))) & mask)
+        while stamps[slot] == now and keys[slot] != key:
+            slot = (slot + 1) & wrap
+        if stamps[slot] == now:
+            chars += ends[i + n] - ends[i]
+            i += n
+        else:
+            keys[slot], stamps[slot] = key, now
+            i += 1
+    return chars
+
+
+def measure(strings: Strings, words: Words, chars: np.ndarray) -> dict[str, np.ndarray]:
+    """Shares of lines, paragraphs and characters (`chars` [D] of the texts), float32 [D] each."""
+    sums = np.zeros((len(strings), len(NAMES)), np.float64)
+    table = _slots(int(strings.sizes.max(initial=0)) + 1)
+    _count(strings.data, strings.offsets, words.hashes, words.chars, words.ends, table, sums)
+    found = dict(zip(NAMES, sums.astype(np.float32).T, strict=True))
+    lines, paragraphs = (np.maximum(found.pop(name), 1) for name in ("num_lines", "num_paragraphs"))
+    line_chars = np.maximum(found.pop("line_chars"), 1)
+    divided = {"dup_lines": lines, "dup_paragraphs": paragraphs, "dup_full_line_chars": line_chars}
+    return {name: column / divided.get(name, chars) for name, column in found.items()}
