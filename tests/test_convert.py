@@ -471,6 +471,6 @@ def test_a_foreign_model_is_converted_tuned_evaluated_and_exported(foreign, tmp_
     text.mkdir()
     for number in range(12):
         (text / f"{number}.txt").write_text(f"Once there were {number} llamas. " * (number + 2))
-    assert run(capsys, "data", "build", text, "--tokenizer", tmp_path / "hf", "--out", tmp_path / "c")[0] == 0
+    assert run(capsys, "data", "build", "plain", text, "--tokenizer", tmp_path / "hf", "--out", tmp_path / "c")[0] == 0
     code, out, _ = run(capsys, "eval", tmp_path / "hf", "--corpus", tmp_path / "c", "--window", "32", "--json")
     assert code == 0 and 0 < json.loads(out)["bits_per_byte"] < 16
