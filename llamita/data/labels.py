@@ -98,7 +98,7 @@ def ask(
     given: list[int] = []
     place = 0
     with out.open("a+b") as file:
-        pass
+        _mend(file)
         while place < len(docs) and len(given) < count:
             show(_page(docs[place], place, model))
             answer = next(answers, "q").strip().lower()[:1]
