@@ -120,7 +120,7 @@ def read(job: Job, number: int, tick: Tick) -> Facts:
                 rows.write(hashes(kept, job.recipe))
                 facts["docs"] += len(kept)
                 facts["bytes"] += int(kept.strings.sizes.sum())
-            tick(facts | {"removed": {"docs": removed.docs}})
+            tick(facts | {"removed": {"docs": removed.docs}, "share": part.share(facts["bytes_in"])})
     return facts | {"removed": removed.facts(), "skipped": skipped.facts(), "hits": decide.hits}
 
 

@@ -56,13 +56,13 @@ class Job:
 
     def docs(self, number: int) -> int:
         """Documents of a part that its own decisions left."""
-        return _docs(self.path("read", number, "json"))
+        return _docs_and_bytes(self.path("read", number, "json"))[0]
 
     @property
     def is_large(self) -> bool:
         """Whether the fast encoder is worth the 2 s that it takes to make one."""
-        read = [json.loads(self.path("read", number, "json").read_bytes()) for number in range(self.num_parts)]
-        return sum(facts["bytes"] for facts in read) > BULK_BYTES
+        markers = (self.path("read", number, "json") for number in range(self.num_parts))
+        return sum(_docs_and_bytes(marker)[1] for marker in markers) > BULK_BYTES
 
     @property
     def firsts(self) -> list[int]:
@@ -90,8 +90,10 @@ class Job:
 
 
 @lru_cache(maxsize=2**20)
-def _docs(marker: Path) -> int:
-    return json.loads(marker.read_bytes())["docs"]
+def _docs_and_bytes(marker: Path) -> tuple[int, int]:
+    """Of a finished part: every task asks for those of all parts, and they are read once a process."""
+    facts = json.loads(marker.read_bytes())
+    return facts["docs"], facts["bytes"]
 
 
 def a_part(job: Job) -> int:

@@ -12,7 +12,7 @@ from llamita.data.engine import Stopped
 
 OUR_FILES = re.compile(
     r"manifest\.json|build\.json|build-times\.json|recipe\.toml|tokenizer|removed|card\.(md|html)"
-    r"|shard-\d{5,}\.(tok|doc|parquet)|pack-\w+\.npy"
+    r"|shard-\d{5,}\.(tok|doc|parquet)"
 )
 
 
