@@ -145,11 +145,12 @@ def our_decisions(names: list[str], texts: list[str]) -> tuple[dict[str, list[bo
     import numpy as np
 
     from llamita.data import presets
+    from llamita.data.c4 import c4_lines
     from llamita.data.measure import measure
     from llamita.data.strings import Strings
 
     strings = Strings.of(texts)
-    edited = presets.c4_lines(strings)
+    edited = c4_lines(strings)
     columns, of_edited = measure(strings), measure(edited)
     rules = dict(presets.rules(list(presets.PRESETS)))
     kept = {}

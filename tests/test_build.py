@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from llamita.data import files as input_files
-from llamita.data.build import STAGES, Workers, build, prepared, task
+from llamita.data.build import STAGES, Workers, build, key, prepared, task
 from llamita.data.engine import Stage, Stopped, executor, one
-from llamita.data.recipe import Dedup, Recipe, Rules, web
+from llamita.data.read import plan_parts
+from llamita.data.recipe import Contamination, Dedup, Quality, Recipe, Rules, web
 from llamita.data.shards import Corpus
 from llamita.data.workspace import workspace
 from llamita.recipes.corpora import judge_of, slurm_script
@@ -118,7 +119,7 @@ def test_workers_change_nothing(tmp_path, monkeypatch, workers):
 BUILD = """
 import os, signal, sys
 from llamita.data import engine, files
-from llamita.data.build import STAGES, Workers, build, prepared, task
+from llamita.data.build import STAGES, Workers, build, key, prepared, task
 from llamita.data.engine import Stage, Stopped, executor, one
 from tests.fakes import byte_tokenizer
 from tests.test_build import NEAR
@@ -208,6 +209,24 @@ def test_another_recipe_or_text_begins_anew(tmp_path, monkeypatch):
     (text / "code.py").write_text("def g(x):\n    return x + 2\n\n\nclass A:\n    pass\n" * 3)
     prepared(replace(NEAR, seed=9), [text], byte_tokenizer(), tmp_path / "c")
     assert not (tmp_path / ".c.partial" / "read").exists()
+
+
+@pytest.mark.parametrize("named", ["evals", "classifier", "model"])
+def test_another_evaluation_set_or_judge_begins_anew(tmp_path, named):
+    """A build that was stopped before its evaluation set changed does not go on with the old one."""
+    file = tmp_path / "named" / "items.txt"
+    file.parent.mkdir()
+    file.write_text("What is the capital of France?")
+    recipe = {
+        "evals": replace(NEAR, contamination=Contamination(evals=(str(file.parent),))),
+        "classifier": replace(NEAR, quality=Quality(classifier=str(file))),
+        "model": replace(NEAR, quality=Quality(model=str(file.parent))),
+    }[named]
+    parts = plan_parts([some_text(tmp_path / "text")], 2**20)
+    before = key(recipe, byte_tokenizer(), parts)
+    assert key(recipe, byte_tokenizer(), parts) == before
+    file.write_text("What is the capital of Spain?")
+    assert key(recipe, byte_tokenizer(), parts) != before
 
 
 def test_two_builds_of_one_folder_at_once_are_refused(tmp_path):

@@ -192,10 +192,10 @@ def _two_ids_swapped(document):
 @pytest.mark.parametrize("mutant", [_with_specials, _single_digits, _whole_words_unknown, _two_ids_swapped])
 def test_a_wrong_engine_is_noticed(small, monkeypatch, mutant):
     pytest.importorskip("gigatoken")
-    right = bulk._engine_json
+    right, of_small = bulk._engine_json, emit.tokenizer_json(small)
 
-    def wrong(tokenizer):
-        return json.dumps(mutant(emit.tokenizer_json(tokenizer))).encode() if tokenizer is small else right(tokenizer)
+    def wrong(whole):
+        return json.dumps(mutant(whole)).encode() if whole == of_small else right(whole)
 
     monkeypatch.setattr(bulk, "_engine_json", wrong)
     encoder = bulk.Bulk(small)

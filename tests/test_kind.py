@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from llamita.data import kind
-from llamita.data.kind import CODE, KINDS, MARKUP, PROSE, TABLE, code_language, kinds, of_name
+from llamita.data.code_language import OTHER, code_language
+from llamita.data.kind import CODE, KINDS, MARKUP, PROSE, TABLE, kinds, of_name
 from llamita.data.strings import Strings
 
 PYTHON = "def area(r):\n    # of a circle\n    return 3.14 * r ** 2\n\nprint(area(2))\n"
@@ -89,7 +90,7 @@ def test_languages_of_code():
     assert code_language(b"package main\n\nfunc main() {\n\tx := 1\n}\n") == "go"
     assert code_language(b"fn main() {\n    let mut x = Some(1);\n    println!();\n}\n") == "rust"
     assert code_language(b"#include <map>\nstd::map<int, int> m;\n") == "cpp"
-    assert code_language(b"SELECT a FROM t WHERE b = 1\n") == "sql" and code_language(b"(((") == kind.OTHER
+    assert code_language(b"SELECT a FROM t WHERE b = 1\n") == "sql" and code_language(b"(((") == OTHER
 
 
 LETTER, SIGN = rb"[A-Za-z\x80-\xff]", rb"[!-/:-@\[-`{-\x7f]"

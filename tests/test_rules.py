@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from llamita.data import presets
+from llamita.data.c4 import c4_lines
 from llamita.data.measure import measure
-from llamita.data.presets import PRESETS, Rule, c4_lines, failing, mask, names
+from llamita.data.presets import PRESETS, Rule, failing, mask, names
 from llamita.data.strings import Strings
 
 GOOD = (

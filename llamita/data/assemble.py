@@ -20,7 +20,6 @@ from llamita.data.engine import Facts, Stage, Tick, one
 from llamita.data.job import Job
 from llamita.data.resolve import FREQUENT, LINES, MATCH, RESOLVE
 from llamita.data.shards import COLUMNS, RECORD, SHARD_TOKENS, SPLITS, TOKEN, VERSION, Manifest, Shard, write_shard
-from llamita.tokenizer.opened import open_tokenizer
 
 if TYPE_CHECKING:
     import pyarrow
@@ -172,7 +171,7 @@ def finish(job: Job, number: int, tick: Tick) -> Facts:
                 splits[split].append(moved)
                 count += 1
     gather_removed(job)
-    tokenizer, columns, recipe = open_tokenizer(job.corpus / "tokenizer"), names(job), job.recipe
+    tokenizer, columns, recipe = job.tokenizer, names(job), job.recipe
     manifest = Manifest(
         VERSION, tokenizer.fingerprint, tokenizer.vocab_size, TOKEN.str, recipe.seed, recipe.heldout_share, recipe.name,
         recipe.fingerprint, columns["source"], columns["lang"], columns["kind"], splits,

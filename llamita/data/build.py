@@ -104,10 +104,12 @@ def check(recipe: Recipe) -> None:
 def key(recipe: Recipe, tokenizer: AnyTokenizer, parts: Sequence[Part]) -> str:
     """What decides whether a killed build may go on: everything that tasks read."""
     whole = [VERSION, recipe.fingerprint, tokenizer.fingerprint, [part.to_json() for part in parts]]
-    changed = [
-        Path(piece.path).stat().st_mtime_ns for part in parts for piece in part.pieces if "://" not in piece.path
-    ]
-    return hashlib.sha256(json.dumps([whole, changed]).encode()).hexdigest()
+    read = [piece.path for part in parts for piece in part.pieces]
+    read += [piece.path for piece in files.listed(recipe.contamination.evals)]
+    for named in (recipe.quality.classifier, recipe.quality.model):
+        read += [str(path) for path in sorted(Path(named).rglob("*")) if path.is_file()] or [named] if named else []
+    stats = [Path(path).stat() for path in read if "://" not in path]
+    return hashlib.sha256(json.dumps([whole, [(s.st_mtime_ns, s.st_size) for s in stats]]).encode()).hexdigest()
 
 
 def prepare(

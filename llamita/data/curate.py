@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llamita.data import contamination, kind, language, measure, pii, presets, script
+from llamita.data.c4 import c4_lines
 from llamita.data.read import Document
 from llamita.data.recipe import Recipe
 from llamita.data.strings import Strings
@@ -165,7 +166,7 @@ class Curator:
 
     def _without_c4_lines(self, block: Block) -> tuple[Block, np.ndarray]:
         prose = np.flatnonzero(block.is_kind("prose"))
-        block = Block(replaced(block.strings, prose, presets.c4_lines(block.strings.chosen(prose))), block.columns)
+        block = Block(replaced(block.strings, prose, c4_lines(block.strings.chosen(prose))), block.columns)
         return block, reasons(block.strings.sizes == 0, "c4-lines@1:nothing-left")
 
     def _by_rules(self, block: Block) -> tuple[Block, np.ndarray]:

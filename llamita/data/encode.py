@@ -3,6 +3,7 @@
 The held-out documents are those whose key lies below the border, so each split and each slice of it is one stretch.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from llamita.data.shards import COLUMNS, TOKEN
 from llamita.data.strings import Strings
 from llamita.tokenizer import Tokenizer
 from llamita.tokenizer.carried import AnyTokenizer
-from llamita.tokenizer.opened import open_tokenizer
+from llamita.tokenizer.vocabulary import JSON_NAME
 
 if TYPE_CHECKING:
     import pyarrow
@@ -37,14 +38,11 @@ def order_keys(ids: np.ndarray, seed: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def encoder(folder: Path, is_large: bool) -> "tuple[AnyTokenizer, Bulk | None]":
-    """Once a process: the tokenizer and, for much text, its fast twin."""
-    tokenizer = open_tokenizer(folder)
-    if not is_large or not isinstance(tokenizer, Tokenizer):
-        return tokenizer, None
+def fast_twin(tokenizer: Tokenizer, folder: Path) -> "Bulk":
+    """Once a process. `folder` = where the tokenizer was saved."""
     from llamita.tokenizer.bulk import Bulk
 
-    return tokenizer, Bulk(tokenizer)
+    return Bulk(tokenizer, json.loads((folder / JSON_NAME).read_bytes()))
 
 
 def encoded(texts: list[str], tokenizer: AnyTokenizer, bulk: "Bulk | None") -> Iterable[Sequence[int] | np.ndarray]:
@@ -121,7 +119,9 @@ def encode(job: Job, number: int, tick: Tick) -> Facts:
     import pyarrow
     import pyarrow.parquet as pq
 
-    tokenizer, bulk = encoder(job.corpus / "tokenizer", job.is_large)
+    tokenizer, bulk = job.tokenizer, None
+    if job.is_large and isinstance(tokenizer, Tokenizer):
+        bulk = fast_twin(tokenizer, job.corpus / "tokenizer")
     remains, ledgers, done = Remains(job, number), [], 0
     lengths = [np.empty(0, np.int64)]
     with job.path("encode", number, "tok").open("wb") as file:

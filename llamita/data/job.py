@@ -14,6 +14,8 @@ from llamita.data.curate import Judge
 from llamita.data.minhash import NUM_BANDS, SKETCH
 from llamita.data.read import Part
 from llamita.data.recipe import Recipe
+from llamita.tokenizer.carried import AnyTokenizer
+from llamita.tokenizer.opened import open_tokenizer
 
 if TYPE_CHECKING:
     import pyarrow
@@ -48,6 +50,10 @@ class Job:
     def corpus(self) -> Path:
         """What becomes the corpus folder at the end."""
         return self.folder / "corpus"
+
+    @property
+    def tokenizer(self) -> AnyTokenizer:
+        return _tokenizer(self.corpus / "tokenizer")
 
     @property
     def index(self) -> Path:
@@ -94,6 +100,12 @@ def _docs_and_bytes(marker: Path) -> tuple[int, int]:
     """Of a finished part: every task asks for those of all parts, and they are read once a process."""
     facts = json.loads(marker.read_bytes())
     return facts["docs"], facts["bytes"]
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(folder: Path) -> AnyTokenizer:
+    """Once a process."""
+    return open_tokenizer(folder)
 
 
 def a_part(job: Job) -> int:

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import numba
 import numpy as np
 
+from llamita.data.code_language import code_language
 from llamita.data.strings import Strings
 
 PROSE, CODE, TABLE, MARKUP = KINDS = ("prose", "code", "table", "markup")
-OTHER = "other"  # code of a language not in the lists below
 HEAD_BYTES = 8192  # looked at, at the start; and as much from the middle on where no Markdown block was met
 CODE_SHARE = 0.2  # of the lines that look like code or prose, from which on it is code
 MARK_LINES = 4  # of code outside of its blocks, that a heading or link of Markdown makes up for
@@ -38,29 +38,6 @@ _KIND_OF |= dict.fromkeys(("csv", "tsv"), TABLE)
 _KIND_OF |= dict.fromkeys(("xml", "json", "yaml", "yml", "toml", "ini", "svg", "tex", "bib"), MARKUP)
 _PACKED = ("gz", "bz2", "xz", "zst")
 _PART = re.compile(r":\d+$")  # `read` names the parts of a long file so
-_INTERPRETER = re.compile(rb"#!.*\b(python|node|ruby|perl|php|lua|Rscript|bash|zsh|sh)[\d.]*\b|<\?(php)\b")
-_INTERPRETS = {"node": "javascript", "Rscript": "r", "bash": "shell", "zsh": "shell", "sh": "shell"}
-
-# What tells languages apart where there is no name; each pattern counts once a match.
-_SIGNS = {
-    "python": rb"^[ \t]*(?:def \w+\(|class \w+.*:$|from [\w.]+ import |import [\w.]+$|@\w+|return )|\bself\."
-    rb"|^[ \t]*(?:if|elif|else|for|while|try|except|with)\b.*:$",
-    "c": rb"^[ \t]*#(?:include|define|ifdef|ifndef|endif)\b|\w->\w|\b(?:struct|unsigned|sizeof|NULL|void|char \*)\b",
-    "cpp": rb"\b(?:std::|template\s*<|namespace \w+|nullptr|public:|private:|using namespace|virtual \w)|\w::\w",
-    "java": rb"\b(?:public (?:static|class|void)|import java|System\.out|@Override|extends|implements|throws)\b",
-    "csharp": rb"^using \w[\w.]*;|\b(?:namespace \w+|Console\.|string\[\]|foreach \(|get; set;)",
-    "javascript": rb"\b(?:function\b|const \w+ =|let \w+ =|var \w+ =|console\.|require\(|export |document\.)|=>|===",
-    "typescript": rb"\b(?:interface \w+ \{|\w+: (?:string|number|boolean|void)\b|import .* from ')|\bas const\b",
-    "go": rb"^(?:package \w+$|func |import \()|:=|\bfmt\.|\bnil\b",
-    "rust": rb"\b(?:fn \w+|let mut|impl\b|pub (?:fn|struct)|use \w+::|match \w+ \{|&mut|Some\(|println!)",
-    "ruby": rb"^[ \t]*(?:end|require '|module [A-Z]|def \w+[?!]?$)\b|\bdo \||\.each\b|\bputs\b|@\w+ =",
-    "php": rb"\$\w+\s*=|\$this->|\becho\b|\bfunction \w+\(.*\$",
-    "shell": rb"^[ \t]*(?:fi|done|esac|then|echo|export|if \[)\b|\$\{?\w+|\|\s*(?:grep|sed|awk)\b",
-    "perl": rb"\b(?:my [$@%]\w+|sub \w+ \{|use strict)|=~|\$_\b",
-    "sql": rb"(?i:\b(?:select .+ from|insert into|create table|where \w+|group by)\b)",
-    "css": rb"^[ \t]*[\w-]+: [^;{}()\n]+;$|^[.#@]?[\w-][\w ,.:#>-]*\{$",
-}  # fmt: skip
-_SIGN_OF = {name: re.compile(signs, re.MULTILINE) for name, signs in _SIGNS.items()}
 
 
 def kinds(names: Sequence[str], strings: Strings) -> tuple[list[str], list[str]]:
@@ -95,18 +72,6 @@ def of_name(name: str) -> tuple[str, str]:
     return (CODE, language) if language else (_KIND_OF.get(ending, "") if dot else "", "")
 
 
-def code_language(head: bytes) -> str:
-    """Of code without a name: by its first line, or what signs of each language occur in it."""
-    if shebang := _INTERPRETER.match(head):
-        interpreter = (shebang[1] or shebang[2]).decode()
-        return _INTERPRETS.get(interpreter, interpreter)
-    counts = {name: len(signs.findall(head)) for name, signs in _SIGN_OF.items()}
-    best = max(counts, key=lambda name: counts[name])
-    if best == "c" and counts["cpp"]:
-        return "cpp"
-    return best if counts[best] else OTHER
-
-
 # Statements that begin with one of these, and are no sentence, are code.
 _BEGINNINGS = (
     "#include #define #if #endif // /* @ } async await assert begin break case catch char class const "
@@ -138,10 +103,14 @@ _SET = np.zeros(256, np.uint8)
 for _bit, _members in (*_SETS, (_MAKES_TAG, b"/!?"), (_UNDERLINES, b"=-~^*")):
     _SET[list(_members)] |= _bit
 
+# What a byte adds to a line's letters, spaces, digits, and bytes that `_signs` looks at; 16 bits each: no line has more
+# than HEAD_BYTES.
+_TALLY = np.array([1 << (16 * (1, 0, 2)[kind]) if kind != _SIGN else 0 for kind in _CLASS.tolist()], np.uint64)
+_TALLY[list(b"`([_=>:&|")] = 1 << 48
+
 
 @numba.njit(cache=True, nogil=True)
-def _by_content(data, offsets, words, word_ends):
-    """Which of KINDS, or _PLAIN, uint8 [D]."""
+def _by_content(data, offsets, words, word_ends):  # of KINDS, or _PLAIN, uint8 [D]
     found = np.zeros(len(offsets) - 1, np.uint8)
     for d in range(len(found)):
         start, end = offsets[d], offsets[d + 1]
@@ -172,7 +141,7 @@ _PLAIN = 4  # prose without a line of code
 _LINES, _PROSY, _CODED, _BLOCKS, _MARKS, _DIGITS, _VISIBLE = range(7)
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, _nrt=False)
 def _count_lines(data, start, end, words, word_ends, counts):
     """Adds to `counts`: lines, those of prose and code by width, Markdown's fences and marks, digits, visible bytes."""
     i, in_fence, block_indent = start, False, -1
@@ -201,7 +170,7 @@ def _count_lines(data, start, end, words, word_ends, counts):
                 block_indent = indent
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, _nrt=False)
 def _repeated(data, first, last):
     """How many bytes like the first the line begins with."""
     i = first
@@ -210,31 +179,19 @@ def _repeated(data, first, last):
     return i - first
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, _nrt=False)
+def _share(tally, at):
+    return np.int64(tally >> np.uint64(at) & np.uint64(0xFFFF))
+
+
+@numba.njit(cache=True, nogil=True, _nrt=False)
 def _line_kind(data, first, last, words, word_ends, counts):
     """_CODED, _PROSY, or 0 for neither, of a line without white space around it; adds to digits and visible bytes."""
-    signs, spaces, letters, digits, links, before, is_quoting = 0, 0, 0, 0, 0, np.uint8(0x20), False
+    tally = np.uint64(0)
     for i in range(first, last):
-        byte = data[i]
-        kind = _CLASS[byte]
-        after = data[i + 1] if i + 1 < last else np.uint8(0x20)
-        if kind == _SPACE:
-            spaces += 1
-        elif kind == _LETTER:
-            letters += 1
-        elif kind == _DIGIT:
-            digits += 1
-        elif byte == 0x60:
-            is_quoting = True
-        elif byte == 0x28 or byte == 0x5B:  # a call or an index, but not "item(s)" or "text[1]"
-            links += before == 0x5D and byte == 0x28
-            plural = byte == 0x28 and after == 0x73 and i + 2 < last and data[i + 2] == 0x29
-            signs += (_CLASS[before] == _LETTER or before == 0x5F) and not plural and (byte == 0x28 or after > 0x39)
-        elif byte == 0x5F:
-            signs += _CLASS[before] == _LETTER and _CLASS[after] == _LETTER
-        else:
-            signs += _is_operator(before, byte, after)
-        before = byte
+        tally += _TALLY[data[i]]
+    letters, spaces, digits = _share(tally, 0), _share(tally, 16), _share(tally, 32)
+    signs, links, is_quoting = _signs(data, first, last) if tally >> np.uint64(48) else (0, 0, False)
     counts[_DIGITS] += digits
     counts[_VISIBLE] += last - first - spaces
     if letters == 0:
@@ -254,7 +211,28 @@ def _line_kind(data, first, last, words, word_ends, counts):
     return _PROSY if looks_prosy else 0
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, _nrt=False)
+def _signs(data, first, last):
+    """How many signs of code, links of Markdown, and whether Markdown quotes code."""
+    signs, links, before, is_quoting = 0, 0, np.uint8(0x20), False
+    for i in range(first, last):
+        byte = data[i]
+        after = data[i + 1] if i + 1 < last else np.uint8(0x20)
+        if byte == 0x60:
+            is_quoting = True
+        elif byte == 0x28 or byte == 0x5B:  # a call or an index, but not "item(s)" or "text[1]"
+            links += before == 0x5D and byte == 0x28
+            plural = byte == 0x28 and after == 0x73 and i + 2 < last and data[i + 2] == 0x29
+            signs += (_CLASS[before] == _LETTER or before == 0x5F) and not plural and (byte == 0x28 or after > 0x39)
+        elif byte == 0x5F:
+            signs += _CLASS[before] == _LETTER and _CLASS[after] == _LETTER
+        else:
+            signs += _is_operator(before, byte, after)
+        before = byte
+    return signs, links, is_quoting
+
+
+@numba.njit(cache=True, nogil=True, _nrt=False)
 def _is_operator(before, byte, after):
     if byte == 0x3D:  # =
         return (before == 0x20 and after == 0x20) or _SET[before] & _MAKES_EQUAL != 0
@@ -263,7 +241,7 @@ def _is_operator(before, byte, after):
     return before == byte and _SET[byte] & _DOUBLED and _CLASS[after] != _SIGN
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, _nrt=False)
 def _ends_statement(data, first, last, spaces):
     """Whether a line ends as those of code: in a brace, `):`, or a semicolon that no sentence of verse ends in."""
     end, before = data[last - 1], data[last - 2] if last - first > 1 else np.uint8(0x20)
@@ -273,13 +251,15 @@ def _ends_statement(data, first, last, spaces):
     return (end == 0x3B and (closed or spaces == 0)) or (end == 0x3A and closed)
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, _nrt=False)
 def _begins_statement(data, first, last, words, word_ends):
     for word in range(len(word_ends) - 1):
         size = word_ends[word + 1] - word_ends[word]
         if words[word_ends[word]] == data[first] and size <= last - first:
-            ends = size == last - first or _CLASS[data[first + size]] != _LETTER or _CLASS[data[first]] == _SIGN
-            if ends and (words[word_ends[word] : word_ends[word + 1]] == data[first : first + size]).all():
+            same = size == last - first or _CLASS[data[first + size]] != _LETTER or _CLASS[data[first]] == _SIGN
+            for i in range(size):
+                same = same and words[word_ends[word] + i] == data[first + i]
+            if same:
                 return True
     return False
 
@@ -317,7 +297,7 @@ def _is_table(data, start, end, is_cut):
     return False
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, _nrt=False)
 def _is_markup(data, start, end):
     """Tags from the first byte on, or JSON."""
     while start < end and _CLASS[data[start]] == _SPACE:

@@ -21,6 +21,7 @@ from llamita.data.strings import Strings
 UNDETERMINED = "und"
 VOTE = 1.0  # nats
 BATCH = 1024  # texts weighed at once: bounds memory
+FEATURE_BITS, LANES = 20, 4
 SHORT_CHARS, SHORT_THRESHOLD = 20, 0.1
 LONG_CHARS = 80  # from here on THRESHOLDS hold; between, a straight line
 
@@ -181,12 +182,10 @@ def _scored_by_cld2(texts: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
 class _Model(NamedTuple):
     """py3langid's: an automaton that finds features in bytes, and log-probabilities by language."""
 
-    rows: np.ndarray
-    """Which row of `nexts` a state reads, int64 [S], times 256."""
+    states: np.ndarray
+    """Where in `nexts` a state reads, and in FEATURE_BITS the feature it ends, plus one, 0 for none; int64 [S]."""
     nexts: np.ndarray
     """The next state by row and byte, uint32 [R * 256]."""
-    features: np.ndarray
-    """Which feature a state ends, -1 for none, int32 [S]."""
     weights: np.ndarray
     """float32 [F, C]"""
     priors: np.ndarray
@@ -206,9 +205,8 @@ def _model() -> _Model:
     places = {language: place for place, language in enumerate(LANGUAGES)}
     labels = [name if name in TOLD_APART else group_of(name) for name in read.nb_classes]
     return _Model(
-        np.array(read.tk_row, np.int64) << 8,
+        np.array(read.tk_row, np.int64) << 8 + FEATURE_BITS | (np.array(read.tk_output, np.int64) + 1),
         np.frombuffer(read.tk_nextmove, f"u{read.tk_nextmove.itemsize}"),
-        np.array(read.tk_output, np.int32),
         read.nb_ptc.astype(np.float32),
         read.nb_pc,
         labels,
@@ -218,33 +216,76 @@ def _model() -> _Model:
 
 def _probabilities(strings: Strings, model: _Model) -> np.ndarray:
     """By column of the model, float32 [D, C]; tempered by the length, as py3langid does."""
-    scores = _weights_summed(strings.data, strings.offsets, *model[:5])
+    scores = _weights_summed(strings.data, strings.offsets, *model[:4])
     scores /= np.sqrt(np.maximum(strings.sizes, 1), dtype=np.float32)[:, None]
     np.exp(scores - scores.max(1, keepdims=True), out=scores)
     return scores / scores.sum(1, keepdims=True)
 
 
 @numba.njit(cache=True, nogil=True)
-def _weights_summed(data, offsets, rows, nexts, features, weights, priors):
-    """log(1 + how often) times the weights of each feature a text has; all 0 where it has none. float32 [D, C]"""
+def _walked(data, offsets, states, nexts):
+    """The feature that ends at each byte of each text, -1 for none, int32 [N].
+
+    LANES texts step by step at once: each step waits for memory, and their waits are one (2.6 times as fast).
+    """
+    ended = np.empty(len(data), np.int32)
+    at, row = np.zeros((2, LANES), np.int64)
+    for d in range(0, len(offsets) - 1, LANES):
+        lanes = min(LANES, len(offsets) - 1 - d)
+        together = len(data)
+        for lane in range(lanes):
+            at[lane], row[lane] = offsets[d + lane], states[0] >> FEATURE_BITS
+            together = min(together, offsets[d + lane + 1] - offsets[d + lane])
+        for _ in range(together):
+            for lane in range(lanes):
+                row[lane], ended[at[lane]] = _step(states, nexts, row[lane], data[at[lane]])
+                at[lane] += 1
+        for lane in range(lanes):
+            for i in range(at[lane], offsets[d + lane + 1]):
+                row[lane], ended[i] = _step(states, nexts, row[lane], data[i])
+    return ended
+
+
+@numba.njit(cache=True, nogil=True, _nrt=False)
+def _step(states, nexts, row, byte):
+    state = states[nexts[row + byte]]
+    return state >> FEATURE_BITS, (state & ((1 << FEATURE_BITS) - 1)) - 1
+
+
+@numba.njit(cache=True, nogil=True)
+def _weights_summed(data, offsets, states, nexts, weights, priors):
+    """log(1 + how often) times the weights of each feature a text has; all 0 where it has none. float32 [D, C]
+
+    Feature by feature, not text by text: the weights are 57 MB, and a row that many texts have is fetched once.
+    """
     scores = np.zeros((len(offsets) - 1, len(priors)), np.float32)
-    counts, seen = np.zeros(len(weights), np.int64), np.empty(len(weights), np.int64)
+    ended = _walked(data, offsets, states, nexts)
+    counts, ends, num = np.zeros(len(weights), np.int32), np.zeros(len(weights) + 1, np.int64), 0
+    found = np.empty((3, len(data)), np.int32)  # a row each: feature, text, how often
     for d in range(len(scores)):
-        state, found = np.int64(0), 0
+        begun = num
         for i in range(offsets[d], offsets[d + 1]):
-            state = np.int64(nexts[rows[state] + data[i]])
-            feature = features[state]
-            if feature >= 0:
-                if counts[feature] == 0:
-                    seen[found], found = feature, found + 1
-                counts[feature] += 1
-        if found:
+            if ended[i] >= 0:
+                if counts[ended[i]] == 0:
+                    found[0, num], found[1, num] = ended[i], d
+                    num += 1
+                counts[ended[i]] += 1
+        for k in range(begun, num):
+            found[2, k], counts[found[0, k]] = counts[found[0, k]], 0
+            ends[found[0, k] + 1] += 1
+        if begun < num:
             scores[d] = priors
-        for k in range(found):
-            weight, feature = np.float32(np.log1p(counts[seen[k]])), seen[k]
-            counts[feature] = 0
+    ends, sorted_by_feature = np.cumsum(ends), np.empty((2, num), np.int32)
+    for k in range(num):
+        sorted_by_feature[:, ends[found[0, k]]] = found[1:, k]
+        ends[found[0, k]] += 1
+    k = 0
+    for feature in range(len(weights)):
+        while k < ends[feature]:
+            text, weight = sorted_by_feature[0, k], np.float32(np.log1p(sorted_by_feature[1, k]))
             for column in range(len(priors)):
-                scores[d, column] += weight * weights[feature, column]
+                scores[text, column] += weight * weights[feature, column]
+            k += 1
     return scores
 
 

@@ -15,7 +15,7 @@ NAMES = (
 SHORT_LINE = 30
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def _line(data, start, end, stops, row):
     """Adds one line, its line break not included, to the sums of its document."""
     chars, blank = 0, True

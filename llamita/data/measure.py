@@ -70,7 +70,7 @@ def _count(data, offsets, hashes, starts, sizes, kinds, ends, table, stops, lang
         row[5] = _sentences(data, offsets[text + 1], starts, kinds, ends[text], ends[text + 1])
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def _sentences(data, end, starts, kinds, first, last):
     """Of lines of MIN_WORDS words and more: one, and one more for each stop that a word follows."""
     total, i = 0, first

@@ -11,7 +11,6 @@ import numpy as np
 
 from llamita.config import nearest
 from llamita.data import line_signals, repeats
-from llamita.data.strings import Strings
 from llamita.data.words import STOP_WORDS
 
 INF = float("inf")
@@ -109,33 +108,3 @@ def failing(columns: dict[str, np.ndarray], presets: Sequence[str], langs: Seque
     for place, (_, rule) in enumerate(rules(presets)):
         found[(found < 0) & ~mask(columns, rule, langs)] = place
     return found
-
-
-# Lines with these go (C4: arXiv 1910.10683, 2.2, and its code in tensorflow_datasets).
-POLICY = (
-    b"javascript", b"terms of use", b"privacy policy", b"cookie policy", b"uses cookies", b"use of cookies",
-    b"use cookies",
-)  # fmt: skip
-CITATION = re.compile(rb"\[\d*\]|\[edit\]|\[citation needed\]")
-MIN_LINE_WORDS, MAX_WORD = 3, 1000
-
-
-def c4_lines(strings: Strings) -> Strings:
-    """The texts without the lines that C4 drops: fewer than three words, a word of more than 1,000 characters, or
-    words of scripts, cookies and policies; blanks at the ends of lines go too."""
-    return Strings.of([_c4_lines(strings[i]) for i in range(len(strings))])
-
-
-def _c4_lines(text: bytes) -> bytes:
-    folded = text.lower()
-    found = [phrase for phrase in POLICY if phrase in folded]
-    lines = [line for line in map(bytes.strip, text.splitlines()) if _stays(line, found)]
-    return b"\n".join(CITATION.sub(b"", line) if b"[" in line else line for line in lines)
-
-
-def _stays(line: bytes, phrases: list[bytes]) -> bool:
-    if len(line.split(None, MIN_LINE_WORDS - 1)) < MIN_LINE_WORDS and not (len(line) > 30 and line[0] >= 0xE0):
-        return False  # Chinese and the like have no blanks to count words by
-    if len(line) > MAX_WORD and max(map(len, line.split())) > MAX_WORD and line[0] < 0xE0:
-        return False
-    return not phrases or not any(phrase in line.lower() for phrase in phrases)

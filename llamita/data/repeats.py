@@ -23,7 +23,7 @@ def _slots(longest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.zeros(size, np.uint64), np.zeros(size + 1, np.int64), np.zeros(size, np.int32)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def _mask(table, count):
     size = 16
     while size < 2 * count:
@@ -32,9 +32,10 @@ def _mask(table, count):
     return np.uint64(min(size, len(table[0])) - 1)
 
 
-@njit(cache=True, nogil=True)
-def _stretches(data, start, end, least, skips_blank, table, out):
-    """Counts stretches between `least` or more line breaks: out = how many, how many again, characters of those."""
+@njit(cache=True, nogil=True, _nrt=False)
+def _stretches(data, start, end, least, table, out):
+    """Counts stretches between `least` or more line breaks: out = how many, how many again, characters of those, those
+    of them that are not of blanks alone, and characters in all."""
     mask = _mask(table, (end - start) // least + 2)
     keys, stamps, now = table[0], table[1], table[1][-1]
     i = start
@@ -51,16 +52,17 @@ def _stretches(data, start, end, least, skips_blank, table, out):
             chars += data[i] & 0xC0 != 0x80
             blank = blank and (data[i] == 32 or 9 <= data[i] <= 13)
             i += 1
-        if not (skips_blank and blank):
-            key = state + np.uint64(i - begun)
-            slot = np.int64((key ^ (key >> np.uint64(32))) & mask)
-            while stamps[slot] == now and keys[slot] != key:
-                slot = (slot + 1) & np.int64(mask)
-            out[0] += 1
-            if stamps[slot] == now:
-                out[1] += 1
-                out[2] += chars
-            keys[slot], stamps[slot] = key, now
+        key = state + np.uint64(i - begun)
+        slot = np.int64((key ^ (key >> np.uint64(32))) & mask)
+        while stamps[slot] == now and keys[slot] != key:
+            slot = (slot + 1) & np.int64(mask)
+        out[0] += 1
+        out[4] += chars
+        if stamps[slot] == now:
+            out[1] += 1
+            out[2] += chars
+            out[3] += 0 if blank else chars
+        keys[slot], stamps[slot] = key, now
         if i >= end:
             return
         while i < end and data[i] == 10:
@@ -69,18 +71,20 @@ def _stretches(data, start, end, least, skips_blank, table, out):
 
 @njit(cache=True, nogil=True)
 def _lines(data, start, end, table, out):
+    found = np.zeros((2, 5))
+    _stretches(data, start, end, 1, table, found[0])
     first, last = start, end
     while first < last and (data[first] == 32 or 9 <= data[first] <= 13):
         first += 1
     while last > first and (data[last - 1] == 32 or 9 <= data[last - 1] <= 13):
         last -= 1
-    _stretches(data, start, end, 1, False, table, out[0:3])
-    _stretches(data, first, last, 2, False, table, out[3:6])
-    full = np.zeros(3)
-    _stretches(data, start, end, 1, True, table, full)
-    out[15] = full[2]
-    for i in range(start, end):
-        out[16] += data[i] & 0xC0 != 0x80 and data[i] != 10
+    found[1, 0] = 1
+    for i in range(first, last - 1):
+        if data[i] == 10 and data[i + 1] == 10:
+            found[1, 0] = 0
+            _stretches(data, first, last, 2, table, found[1])
+            break
+    out[0:3], out[3:6], out[15:17] = found[0, :3], found[1, :3], found[0, 3:]
 
 
 @njit(cache=True, nogil=True)
@@ -99,6 +103,8 @@ def _grams(hashes, chars, table, out):
             out[4 + n] = _top(grams, ends, num_words, n, table, mask)
         else:
             out[4 + n] = _repeated(grams, ends, num_words, n, table, mask)
+            if out[4 + n] == 0:
+                return  # what holds no n-gram twice holds no longer one twice
 
 
 @njit(cache=True, nogil=True)
@@ -109,7 +115,7 @@ def _count(data, offsets, hashes, chars, ends, table, sums):
         _grams(hashes[part], chars[part], table, sums[text])
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def _top(grams, ends, num_words, n, table, mask):
     """Characters of all occurrences of the most frequent n-gram; of those as frequent, the first to become so."""
     keys, stamps, counts, wrap = table[0], table[1], table[2], np.int64(mask)
@@ -127,7 +133,7 @@ def _top(grams, ends, num_words, n, table, mask):
     return most * (ends[where + n] - ends[where] + n - 1)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def _repeated(grams, ends, num_words, n, table, mask):
     """Characters of n-grams that have been before, none counted twice."""
     keys, stamps, wrap = table[0], table[1], np.int64(mask)

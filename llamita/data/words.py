@@ -17,7 +17,6 @@ from llamita.data.strings import Strings
 
 # Classes of characters; those of a word are the classes of its characters together.
 BLANK, LETTER, CAPITAL, OTHER, OPENS, CLOSES, ALONE, MARK, STOP = (1 << bit for bit in range(9))
-WIDE = 1 << 15  # not all of ASCII
 IN_WORD = LETTER | OTHER  # OTHER: digits and the like
 QUOTES = "'\"`´‘’“”‚„«»"
 OPENING = QUOTES + ",:;!?()[]{}<>_#*&%=$§…¿¡—–£€¥+"  # stand before a word without being of it
@@ -118,7 +117,9 @@ def _put(data, start, end, classes, hashes, starts, sizes, kinds, count):
         return count
     state, sort, chars, i = np.uint64(0xCBF29CE484222325), 0, 0, start
     while i < end:
-        kind, width = char_at(data, i, end, classes)
+        kind, width = np.int64(classes[data[i]]), 1
+        if data[i] >= 0x80:
+            kind, width = char_at(data, i, end, classes)
         for k in range(i, i + width):
             state = (state ^ np.uint64(data[k])) * np.uint64(0x100000001B3)
         sort |= kind
@@ -271,23 +272,46 @@ def _split_wide(data, start, end, classes, hashes, starts, sizes, kinds, count):
 
 
 @njit(cache=True, nogil=True, _nrt=False)
+def _ends_plainly(data, begun, i, end, classes):
+    """Whether all that stands behind the letters `data[begun:i]` is one mark that a word is always parted from."""
+    byte = data[i]
+    if i == begun or byte >= 0x80 or (i + 1 < end and (data[i + 1] >= 0x80 or not classes[data[i + 1]] & BLANK)):
+        return False
+    return classes[byte] & CLOSES != 0 or (byte == 46 and 97 <= data[i - 1] <= 122)
+
+
+@njit(cache=True, nogil=True, _nrt=False)
 def _words_of(data, start, end, classes, hashes, starts, sizes, kinds, count):
     """The words of `data[start:end]` behind `count` others. Returns how many there are then."""
     i = start
     while i < end:
-        if classes[data[i]] & BLANK and data[i] < 0x80:
+        if data[i] < 0x80 and classes[data[i]] & BLANK:
             i += 1
             continue
-        begun, seen, state = i, 0, np.uint64(0xCBF29CE484222325)
-        while i < end and (data[i] >= 0x80 or not classes[data[i]] & BLANK):
-            seen |= classes[data[i]] if data[i] < 0x80 else WIDE
+        begun, chars, seen, state = i, 0, 0, np.uint64(0xCBF29CE484222325)
+        while i < end:
+            kind, width = np.int64(classes[data[i]]), 1
+            if data[i] >= 0x80:
+                kind, width = char_at(data, i, end, classes)
+            if kind & ~(IN_WORD | CAPITAL):
+                break
             state = (state ^ np.uint64(data[i])) * np.uint64(0x100000001B3)
-            i += 1
-        if not seen & ~(IN_WORD | CAPITAL):
-            hashes[count], starts[count] = state, begun
-            sizes[count], kinds[count] = i - begun, seen
+            for k in range(i + 1, i + width):
+                state = (state ^ np.uint64(data[k])) * np.uint64(0x100000001B3)
+            seen, chars, i = seen | kind, chars + 1, i + width
+        ends = i == end or (data[i] < 0x80 and classes[data[i]] & BLANK)
+        if ends or _ends_plainly(data, begun, i, end, classes):
+            hashes[count], starts[count], sizes[count], kinds[count] = state, begun, chars, seen
             count += 1
-        elif seen & WIDE:
+            if not ends:
+                count = _put(data, i, i + 1, classes, hashes, starts, sizes, kinds, count)
+                i += 1
+            continue
+        i, wide = begun, False
+        while i < end and (data[i] >= 0x80 or not classes[data[i]] & BLANK):
+            wide = wide or data[i] >= 0x80
+            i += 1
+        if wide:
             count = _split_wide(data, begun, i, classes, hashes, starts, sizes, kinds, count)
         else:
             count = _split(data, begun, i, classes, hashes, starts, sizes, kinds, count)

@@ -43,9 +43,8 @@ _TRIAL = [
 Rows = tuple[np.ndarray, np.ndarray]
 
 
-def _engine_json(tokenizer: Tokenizer) -> bytes:
-    """tokenizer.json without special tokens: gigatoken always finds them in text, where `encode` never does."""
-    whole = emit.tokenizer_json(tokenizer)
+def _engine_json(whole: dict[str, Any]) -> bytes:
+    """A tokenizer.json without special tokens: gigatoken always finds them in text, where `encode` never does."""
     return json.dumps({**whole, "added_tokens": [], "post_processor": None}, ensure_ascii=False).encode()
 
 
@@ -77,7 +76,7 @@ def _strangers(from_json: Callable[[bytes], Any]) -> np.ndarray:
     """
     seams = [b"." + bytes([lead]) for lead in range(0xC2, 0xF5)] + [bytes([last]) + b"a" for last in range(0x80, 0xC0)]
     tokenizer = Tokenizer([*(bytes([byte]) for byte in range(256)), *seams])
-    engine = from_json(_engine_json(tokenizer))
+    engine = from_json(_engine_json(emit.tokenizer_json(tokenizer)))
 
     def differing(texts: list[str]) -> list[int]:
         return _differing(texts, _by_gigatoken(engine, texts), _by_tiktoken(tokenizer, texts))
@@ -100,7 +99,8 @@ def _suspects(tokens: list[bytes], strange: np.ndarray) -> np.ndarray:
     for width, (low, high, _) in kinds.items():
         of_width = codes[(codes >= low) & (codes < high)]
         for there in range(1, width + 1):
-            starts[width, there] = set(np.unique(of_width >> 6 * (width - there)).tolist())
+            said = of_width >> 6 * (width - there)  # ascending, so that np.unique's sorting would be for nothing
+            starts[width, there] = set(said[np.diff(said, prepend=-1) > 0].tolist())
 
     def suspect(token: bytes) -> bool:
         for at, lead in enumerate(token):
@@ -150,18 +150,19 @@ class Bulk:
     """`tokenizer.encode` for many texts at a time. One thread may use it at a time.
 
     `engine` is "gigatoken", or "tiktoken" where gigatoken is not installed or fails its trial; `why` then gives
-    the reason, else "". Making one takes about 2 s with Meta's vocabulary.
+    the reason, else "". Making one takes about 2 s with Meta's vocabulary, less where `whole`, the content of
+    its tokenizer.json, is at hand.
     """
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer, whole: dict[str, Any] | None = None):
         self.tokenizer = tokenizer
         self._fast: Any = None
-        self.why = self._begin()
+        self.why = self._begin(whole)
         if self.why:
             self._fast = None
         self.engine = "tiktoken" if self.why else "gigatoken"
 
-    def _begin(self) -> str:
+    def _begin(self, whole: dict[str, Any] | None) -> str:
         """Build gigatoken's engine and hold it against tiktoken; what speaks against it, or ""."""
         try:
             from gigatoken import Tokenizer as Gigatoken
@@ -173,7 +174,7 @@ class Bulk:
         try:
             self._strange = _strangers(self._from_json)
             self._suspect = _suspects(self.tokenizer.tokens, self._strange)
-            self._json = _engine_json(self.tokenizer)
+            self._json = _engine_json(whole or emit.tokenizer_json(self.tokenizer))
             self._renew()
             wrong = _differing(texts, self._encode(texts), _by_tiktoken(self.tokenizer, texts))
             self._renew()  # a cache full of the trial's words makes the first pass a sixth slower

@@ -22,22 +22,23 @@ def _byte_letters() -> list[str]:
 
 
 LETTERS = _byte_letters()
+_LETTER_OF = dict(enumerate(LETTERS))
 
 
 def spell(token: bytes) -> str:
     """A token's name in tokenizer.json and GGUF: a letter for each byte."""
-    return "".join(LETTERS[byte] for byte in token)
+    return token.decode("latin-1").translate(_LETTER_OF)
 
 
 def merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
     """Every way to join two tokens to a third, by its rank, then the parts': what tiktoken may merge."""
     ranks = {token: rank for rank, token in enumerate(tokenizer.tokens)}
+    names = [spell(token) for token in tokenizer.tokens]
     pairs: list[tuple[str, str]] = []
     for token in tokenizer.tokens:
-        halves = ((token[:cut], token[cut:]) for cut in range(1, len(token)))
-        known = [(a, b) for a, b in halves if a in ranks and b in ranks]
-        known.sort(key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
-        pairs += ((spell(a), spell(b)) for a, b in known)
+        halves = ((ranks.get(token[:cut]), ranks.get(token[cut:])) for cut in range(1, len(token)))
+        known = sorted((a, b) for a, b in halves if a is not None and b is not None)
+        pairs += ((names[a], names[b]) for a, b in known)
     return pairs
 
 

@@ -4,7 +4,6 @@ A vocabulary of n ranks has ids 0 .. n-1 for byte strings in merge order and n .
 tokens, in the order of Meta's text models (arXiv 2407.21783, section 3.2; Llama 3.1's names).
 """
 
-import base64
 import binascii
 import hashlib
 import json
@@ -154,7 +153,7 @@ class Tokenizer:
         for rank, line in enumerate(file.read_bytes().splitlines()):
             encoded, _, number = line.partition(b" ")
             try:
-                token = base64.b64decode(encoded, validate=True)
+                token = binascii.a2b_base64(encoded, strict_mode=True)
             except binascii.Error:
                 token = b""
             if not token or number != b"%d" % rank:
@@ -241,7 +240,5 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over ranks and special names: equal for two tokenizers that give equal ids."""
-        digest = hashlib.sha256()
-        for token in [*self.tokens, *(name.encode() for name in SPECIALS)]:
-            digest.update(len(token).to_bytes(4, "little") + token)
-        return digest.hexdigest()
+        all_tokens = [*self.tokens, *(name.encode() for name in SPECIALS)]
+        return hashlib.sha256(b"".join(len(token).to_bytes(4, "little") + token for token in all_tokens)).hexdigest()
