@@ -32,7 +32,7 @@ TYPES = gguf_py.GGMLQuantizationType
 def small(tied=True, scaling=None, seed=0, **changes):
     fields = dict(dim=64, num_layers=2, num_heads=4, num_kv_heads=2, ffn_dim=96, vocab_size=512, max_seq_len=128)
     shape = Shape(**(fields | dict(tied=tied, rope_scaling=scaling) | changes))
-    model = build(shape).init_weights(torch.Generator().manual_seed(seed))
+    model = build(shape).init_weights(seed)
     with torch.no_grad():
         model.norm.weight += torch.rand(shape.dim, generator=torch.Generator().manual_seed(seed))
     return model

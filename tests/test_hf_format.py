@@ -26,7 +26,7 @@ SCALING = RopeScaling(factor=4.0, original_max_seq_len=32)
 def small(tied=True, scaling=None, seed=0, **changes):
     fields = dict(dim=32, num_layers=2, num_heads=4, num_kv_heads=2, ffn_dim=48, vocab_size=512, max_seq_len=64)
     shape = Shape(**(fields | dict(tied=tied, rope_scaling=scaling) | changes))
-    return build(shape).init_weights(torch.Generator().manual_seed(seed))
+    return build(shape).init_weights(seed)
 
 
 @pytest.fixture

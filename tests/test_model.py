@@ -12,7 +12,7 @@ from llamita.model.shape import preset
 
 
 def fresh(name="tiny", seed=0, dtype=torch.float32, **changes):
-    return build(preset(name, **changes), dtype=dtype).init_weights(torch.Generator().manual_seed(seed))
+    return build(preset(name, **changes), dtype=dtype).init_weights(seed)
 
 
 def tokens(rows=2, seq_len=24, vocab_size=512):

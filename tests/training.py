@@ -36,7 +36,7 @@ def rows(seq_len: int = 64, seed: int = 0) -> PackedRows:
 
 
 def model(seed: int = 0, dtype: torch.dtype = torch.float32, shape: Shape = SHAPE) -> Llama:
-    return build(shape).init_weights(torch.Generator().manual_seed(seed)).to(dtype)
+    return build(shape).init_weights(seed).to(dtype)
 
 
 def batch_of(num_rows: int, seed: int = 0) -> Batch:

@@ -4,6 +4,9 @@ Shapes: B rows, T tokens, D dim, N query heads, K KV heads, H head_dim, F ffn_di
 `AXES` names the logical axes of each weight as stored (out, in): sharding, optimizer groups and formats read them.
 """
 
+import hashlib
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,6 +14,8 @@ from torch.nn import functional as F
 from llamita.kernels.attention import Attend, Causal
 from llamita.model import rope
 from llamita.model.shape import Shape
+
+INIT_ROWS = 256  # drawn from one key: a rank draws only the rows it holds, to within so many
 
 
 class RMSNorm(nn.Module):
@@ -105,31 +110,47 @@ class Llama(nn.Module):
 
     def hidden(self, tokens_BT: Tensor, attend: Attend) -> Tensor:
         """The normed residual stream [B, T, D] that the head reads."""
-        x_BTD = self.tok_embeddings(tokens_BT)
+        return self.norm(self.through(self.tok_embeddings(tokens_BT), attend.positions(tokens_BT), attend))
+
+    def through(self, x_BTD: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """The residual stream behind the layers that are here: all, or those of a pipeline's stage, others being None.
+
+        `positions` [B or 1, T] is what `attend.positions` gave.
+        """
         table_dtype = torch.float64 if x_BTD.dtype == torch.float64 else torch.float32
-        tables = rope.tables(self.freqs_P, attend.positions(tokens_BT), table_dtype)
+        tables = rope.tables(self.freqs_P, positions, table_dtype)
         for layer, block in enumerate(self.layers):
-            x_BTD = block(layer, x_BTD, tables, attend)
-        return self.norm(x_BTD)
+            if block is not None:
+                x_BTD = block(layer, x_BTD, tables, attend)
+        return x_BTD
 
     def forward(self, tokens_BT: Tensor, attend: Attend | None = None) -> Tensor:
         return self.output(self.hidden(tokens_BT, attend or Causal()))
 
     @torch.no_grad()
-    def init_weights(self, generator: torch.Generator) -> "Llama":
-        """Draw every weight: normal with std 0.02, cut at 3 std; what is added to the residual stream is drawn smaller
-        by sqrt(2 * num_layers) (GPT-2 paper, section 2.3), so that depth does not change its scale. Norms start at 1.
+    def init_weights(self, seed: int) -> "Llama":
+        """Draw every weight from `first_rows`."""
+        for name, weight in self.named_parameters():
+            weight.copy_(self.first_rows(name, weight.shape, range(len(weight)), seed))
+        return self
 
+    def first_rows(self, name: str, size: Sequence[int], rows: range, seed: int) -> Tensor:
+        """Some rows of a weight before training, float32 on the CPU: the same whatever else is drawn, and wherever.
+
+        Normal with std 0.02, cut at 3 std; what is added to the residual stream is drawn smaller by
+        sqrt(2 * num_layers) (GPT-2 paper, section 2.3), so that depth does not change its scale. Norms start at 1.
         The Llama 3 paper names no initialization; 0.02 keeps the first loss of every preset at ln(vocab_size).
         """
-        residual_std = 0.02 / (2 * self.shape.num_layers) ** 0.5
-        for name, weight in self.named_parameters():
-            if weight.ndim == 1:
-                weight.fill_(1.0)
-                continue
-            std = residual_std if name.endswith(("wo.weight", "w2.weight")) else 0.02
-            nn.init.trunc_normal_(weight, std=std, a=-3 * std, b=3 * std, generator=generator)
-        return self
+        if len(size) == 1:
+            return torch.ones(len(rows))
+        std = 0.02 / (2 * self.shape.num_layers) ** 0.5 if name.endswith(("wo.weight", "w2.weight")) else 0.02
+        blocks = range(rows.start // INIT_ROWS, -(-rows.stop // INIT_ROWS))
+        drawn = torch.empty(len(blocks) * INIT_ROWS, size[1])
+        for block, part in zip(blocks, drawn.split(INIT_ROWS), strict=True):
+            digest = hashlib.blake2b(f"{seed} {name} {block}".encode(), digest_size=8).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
+            nn.init.trunc_normal_(part, std=std, a=-3 * std, b=3 * std, generator=generator)
+        return drawn[rows.start - blocks.start * INIT_ROWS :][: len(rows)]
 
 
 def build(shape: Shape, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Llama:

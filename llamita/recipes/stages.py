@@ -48,7 +48,7 @@ def open_corpus(run: Run) -> tuple[Corpus, AnyTokenizer]:
 
 def fresh_model(run: Run) -> Llama:
     """The run's first weights, drawn on the CPU from its seed, so that every device starts alike."""
-    return build_model(run.shape).init_weights(torch.Generator().manual_seed(run.seed))
+    return build_model(run.shape).init_weights(run.seed)
 
 
 def mixed_rows(run: Run, corpus: Corpus, kept: Path | None = None) -> tuple[list[PackedRows], Sampler, list[mix.Pool]]:
