@@ -73,3 +73,14 @@ def test_a_slurm_script_is_written_beside_the_corpus(place, capsys):
     assert capsys.readouterr().out.strip() == f"sh {script}" and "--array=0-3" in script.read_text()
     assert cli.main(["data", "task", str(place / ".c.partial"), "read", "--number", "0", "--of", "4"]) == 0
     assert len(list((place / ".c.partial" / "read").glob("*.json"))) == 1
+
+
+def test_a_corpus_is_held_against_its_hashes_when_that_is_asked(place, capsys):
+    assert cli.main(words(place, "plain", "--workers", "1")) == 0
+    tokens = place / "c" / "shard-00000.tok"
+    assert cli.main(["data", "inspect", str(place / "c"), "--count", "1", "--verify"]) == 0
+    tokens.write_bytes(tokens.read_bytes()[:-4] + b"\0\0\0\0")
+    assert cli.main(["data", "inspect", str(place / "c"), "--count", "1"]) == 0
+    capsys.readouterr()
+    assert cli.main(["data", "inspect", str(place / "c"), "--verify"]) == 2
+    assert "is damaged" in capsys.readouterr().err

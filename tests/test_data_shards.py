@@ -186,11 +186,15 @@ def test_damage_is_named_and_refused(tmp_path, suffix):
     assert Corpus.open(tmp_path / "c")
 
 
-def test_a_flipped_byte_passes_only_without_verification(tmp_path):
+def test_a_flipped_byte_passes_only_without_verification(tmp_path, monkeypatch):
     build(some_documents(), byte_tokenizer(), tmp_path / "c")
     path = tmp_path / "c" / "shard-00000.tok"
     path.write_bytes(b"\x01" + path.read_bytes()[1:])
     assert Corpus.open(tmp_path / "c", verify=False)
+    monkeypatch.setattr(shards, "VERIFY_TOKENS", 0)  # a corpus too large to be read at each start
+    assert Corpus.open(tmp_path / "c")
+    with pytest.raises(ValueError, match="is damaged"):
+        Corpus.open(tmp_path / "c", verify=True)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"version": 2}', '{"version": 1, "splits": {}}', "[" * 100_000])

@@ -52,8 +52,9 @@ def where(
 
 
 def inspect(
-    paths: Positional[tuple[str, ...]], rule: str = "", recipe: str = "web", count: int = 20, as_json: AsJson = False
-) -> None:
+    paths: Positional[tuple[str, ...]], rule: str = "", recipe: str = "web", count: int = 20, verify: bool = False,
+    as_json: AsJson = False,
+) -> None:  # fmt: skip
     """Look at documents of a corpus and at what its build removed, or at what a recipe would do with raw text.
 
     Args:
@@ -61,14 +62,18 @@ def inspect(
         rule: Show what went for this reason, such as gopher-quality@1 or duplicate:near.
         recipe: For raw text: a data recipe, or a .toml file.
         count: Documents to show, evenly spread.
+        verify: Read the whole corpus and hold every file against its hash first.
         as_json: Print one JSON object.
     """
     from llamita.data.recipe import recipe as named
+    from llamita.data.shards import Corpus
     from llamita.recipes import where as ledger
 
     if not paths:
         raise ValueError("name a corpus folder, or files and folders of text")
     if len(paths) == 1 and (Path(paths[0]) / "manifest.json").is_file():
+        if verify:
+            Corpus.open(paths[0], verify=True)
         found = ledger.inspect_corpus(Path(paths[0]), rule, count)
     else:
         found = ledger.inspect_paths(paths, named(recipe), rule, count)
@@ -103,7 +108,7 @@ def export(corpus: Positional[Path], out: Folder, format: Format) -> None:
     from llamita.data import export as room
     from llamita.data.shards import Corpus
 
-    for path in room.export(Corpus.open(corpus), out, format):
+    for path in room.export(Corpus.open(corpus, verify=True), out, format):
         print(path)
 
 

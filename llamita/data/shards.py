@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 VERSION = 2
 SHARD_TOKENS = 64 * 2**20
+VERIFY_TOKENS = 2**30  # are hashed in some seconds each time a corpus is opened; of more, only the sizes are looked at
 MAX_MANIFEST_BYTES = 2**28
 TOKEN = np.dtype("<u4")
 RECORD = np.dtype(
@@ -162,14 +163,16 @@ class Corpus:
     manifest: Manifest
 
     @classmethod
-    def open(cls, folder: str | Path, *, verify: bool = True) -> "Corpus":
-        """A corpus whose files all have their sizes and, with `verify`, their hashes (reads all of them
-        once).
+    def open(cls, folder: str | Path, *, verify: bool | None = None) -> "Corpus":
+        """A corpus whose files all have their sizes and, with `verify`, their hashes, which reads all of them; where
+        nothing is said, of VERIFY_TOKENS at most.
 
         Raises ValueError naming the shard that is missing or damaged.
         """
         folder = Path(folder)
         manifest = Manifest.read(folder)
+        if verify is None:
+            verify = sum(shard.tokens for split in SPLITS for shard in manifest.splits[split]) <= VERIFY_TOKENS
         for split in SPLITS:
             for shard in manifest.splits[split]:
                 check_file(shard.path(folder, "tok"), shard.tokens * TOKEN.itemsize, verify and shard.tok_sha256)
