@@ -16,7 +16,7 @@ from typing import Any
 
 import tyro
 
-from llamita.cli import corpora, data, models, quality, surgery, verbs, vocabularies
+from llamita.cli import corpora, data, launch, models, quality, surgery, verbs, vocabularies
 from llamita.config import nearest
 from llamita.data import recipe as data_recipe
 from llamita.recipes.runs import RECIPES, recipe, sources
@@ -31,7 +31,7 @@ VERBS: dict[str, Callable[..., Any]] = {
     "import": models.import_, "export": models.export, "report": verbs.report, "show": models.show,
     "surgery vocab": surgery.vocab, "surgery tie": surgery.tie, "surgery untie": surgery.untie,
     "surgery average": surgery.average, "surgery lora": surgery.lora, "surgery layers": surgery.layers,
-    "surgery rope": surgery.rope,
+    "surgery rope": surgery.rope, "launch": launch.launch([]),
 }  # fmt: skip
 
 
@@ -118,7 +118,10 @@ def main(argv: list[str] | None = None) -> int:
             print("usage: llamita VERB ... (llamita VERB --help tells more)\n\n" + "\n".join(lines))
             return 0
         verb, rest = find_verb(words)
-        if verb in ("train", "sft"):
+        if verb == "launch" and "--" in rest:
+            here = rest.index("--")
+            parse(later(launch.launch(rest[here + 1 :])), rest[:here], "llamita launch")()
+        elif verb in ("train", "sft"):
             run_verb(verb, rest)
         elif verb == "data build":
             run_build(rest)
