@@ -3,9 +3,10 @@
 The pages and the measure are those of github.com/scrapinghub/article-extraction-benchmark: shingles of four words,
 counts of each page scaled to one, precision and recall averaged over the pages that have any. Ours was tuned on the
 half "tune" (by a hash of the page's id); "test" is the other. Speed is MB of HTML a CPU second, median of three passes.
-trafilatura runs in the Python given, beside lxml_html_clean. Writes one JSON; prints it.
+trafilatura runs in the Python given, beside lxml_html_clean. Of folders of manuals only the speed is measured, on some
+6 MB of each, chosen by hash; pages that are refused unread count for nothing. Writes one JSON; prints it.
 
-    python benchmarks/extraction.py article_extraction_benchmark.tar.bz2 [--peers PYTHON]
+    python benchmarks/extraction.py article_extraction_benchmark.tar.bz2 [--peers PYTHON] [--manuals FOLDER ...]
 """
 
 import argparse
@@ -24,6 +25,7 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results/extraction.json"
 WORD = re.compile(r"\w+")
 PASSES = 3
+MANUAL_BYTES = 6_000_000
 
 
 def shingles(text: str) -> Counter:
@@ -105,7 +107,7 @@ EXTRACTORS: dict[str, Callable[[], Callable[[bytes], str]]] = {
 }
 
 
-def measured(name: str, pages: dict[str, bytes], truth: dict[str, str]) -> dict:
+def timed(name: str, pages: dict[str, bytes]) -> tuple[dict, dict[str, str]]:
     run = EXTRACTORS[name]()
     seconds = []
     for _ in range(PASSES):
@@ -115,16 +117,39 @@ def measured(name: str, pages: dict[str, bytes], truth: dict[str, str]) -> dict:
     megabytes = sum(map(len, pages.values())) / 1e6
     row: dict = {"MB per CPU second": round(megabytes / statistics.median(seconds), 1)}
     row["pages without text"] = sum(not text for text in found.values())
+    return row, found
+
+
+def measured(name: str, pages: dict[str, bytes], truth: dict[str, str]) -> dict:
+    row, found = timed(name, pages)
     for half in ("tune", "test", "all"):
         chosen = {key: text for key, text in truth.items() if half in (half_of(key), "all")}
         row[half] = {name: round(value, 4) for name, value in score(chosen, found).items()}
     return row
 
 
+def manuals(folder: Path) -> dict:
+    from llamita.data.extract import MAX_BYTES, MAX_TAGS
+
+    def order(path: Path) -> bytes:
+        return hashlib.sha256(str(path.relative_to(folder)).encode()).digest()
+
+    pages: dict[str, bytes] = {}
+    for path in sorted((path for path in folder.rglob("*.html") if path.is_file()), key=order):
+        html = path.read_bytes()
+        if len(html) <= MAX_BYTES and html.count(b"<") <= MAX_TAGS:
+            pages[str(path)] = html
+        if sum(map(len, pages.values())) > MANUAL_BYTES:
+            break
+    row = {"pages": len(pages), "bytes": sum(map(len, pages.values()))}
+    return row | {name: timed(name, pages)[0] for name in ("llamita", "resiliparse, main content")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("tar", type=Path)
     parser.add_argument("--peers", help="a Python that has trafilatura")
+    parser.add_argument("--manuals", type=Path, nargs="*", default=[], help="folders of HTML")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     args = parser.parse_args()
     pages, truth = read(args.tar)
@@ -140,6 +165,7 @@ def main() -> None:
             rows[name] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
         print(name, rows.get(name, "not measured: needs --peers"), file=sys.stderr)
     results = {"pages": len(pages), "bytes": sum(map(len, pages.values())), "extractors": rows}
+    results["manuals"] = {folder.name: manuals(folder) for folder in args.manuals}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 

@@ -5,7 +5,8 @@ outside LANGUAGES are all to be refused; in languages that the sentences lack th
 texts do not tell apart count as one. A sentence cut to N characters (N / 2 in Chinese and Japanese) is counted from
 0.9 N characters on. "und" is wrong. LANGUAGES was fitted on every other sentence and paragraph, half 0; all figures
 are of half 1. "best 45" = those with the best accuracy in half 0. "Never seen" = fitted without any text in them, on
-half of the languages outside, and applied to the other.
+half of the languages outside, and applied to the other; of SPLITS random halves the mean, the least and the most.
+"New Testaments": texts in NEW languages, which the declarations lack.
 
     python benchmarks/language_id.py FOLDER [--fit]     # FOLDER = .../data; --fit prints LANGUAGES instead
 """
@@ -17,7 +18,6 @@ import platform
 import resource
 import statistics
 import time
-import zlib
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,9 +38,16 @@ SAME = {"als": "sq", "azb": "az", "cat": "ca", "hau": "ha", "zlm": "id", "cnr": 
     ("wuu", "yue", "gan", "hak", "hsn", "cjy", "nan"), "zh"
 )
 OTHER_SCRIPT = ("vie_han", "tgl_tglg", "khk_mong", "mly_arab", "uzn_cyrl")
+NEW = "ake amu bsn cjp kbh chq cop dik gbi jac dop nhg pot rom syr shi tmh ppk usp wal djk".split()
 UNKNOWN = "und"
-GRID = np.linspace(0, 0.9, 91)
-PRICE, FLOOR, MAX_LOSS, MAX_ENGLISH_LOSS = 0.02, 0.7, 0.1, 0.003  # most pages are English
+Table = dict[str, tuple[int, float, float]]
+GRID = np.linspace(0, 0.8, 81)
+PRICE = 0.02  # of one text of others accepted, in shares of a language lost
+PRIOR = 3  # others never seen, as sure as all others are
+MARGIN = 0.06  # how much less sure own texts may be than those seen
+MAX_LOSS, MAX_ENGLISH_LOSS = 0.15, 0.003  # most pages are English
+MIN_RATE = 0.1  # of function words; rarer ones tell nothing
+SPLITS = 8
 
 
 class Cases:
@@ -53,10 +60,11 @@ class Cases:
         batches = [Strings.of(self.texts[i : i + language.BATCH]) for i in range(0, len(rows), language.BATCH)]
         parts = [language.weigh(batch) for batch in batches]
         found = [label for part in parts for label in part.label]
-        self.weighed = language.Weighed(found, *(np.concatenate([part[i] for part in parts]) for i in (1, 2, 3)))
+        self.weighed = language.Weighed(found, *map(np.concatenate, zip(*(part[1:] for part in parts), strict=True)))
         self.scripts = [script for batch in batches for script in scripts(batch)]
         self.groups = np.array([language.group_of(label) for label in found])
         self.right = self.groups == self.langs
+        self.written = np.array(list(map(language.is_written_in, found, self.scripts)))
         self.accepted = self.accepted_now()
 
     def accepted_now(self) -> np.ndarray:
@@ -95,29 +103,50 @@ def declarations(folder: Path) -> tuple[Cases, Cases]:
     return Cases(known), Cases(others)
 
 
-def fitted(inside: list[Cases], others: Cases) -> dict[str, tuple[int, float]]:
-    """LANGUAGES: the usual scores; thresholds that lose least, where one of others accepted costs PRICE of a language.
+def to_fit(inside: list[Cases], name: str) -> tuple[Cases, np.ndarray]:
+    """Texts in a language, those of the first that has enough."""
+    for cases in inside:
+        own = (cases.langs == name) & (cases.lengths == 100) & (cases.halves == 0)
+        if own.sum() >= MIN_CASES // 2:
+            break
+    return cases, own
 
-    None loses more than MAX_LOSS of its texts, and none is below FLOOR that need not.
-    """
+
+def usual(inside: list[Cases]) -> Table:
+    """LANGUAGES without thresholds."""
     table = {}
     for name in sorted(language.LANGUAGES):
-        for cases in inside:
-            own = (cases.langs == name) & (cases.lengths == 100) & (cases.halves == 0)
-            if own.sum() >= MIN_CASES // 2:
-                break
-        usual = max(1, round(float(np.median(cases.weighed.score[own]))))
-        foreign = (others.groups == name) & (others.lengths == 0) & (others.halves == 0)
-        kept, refused = (
-            np.sort((2 * np.minimum(some.weighed.score[which] / usual, 1) + some.weighed.probability[which]) / 3)
-            for some, which in ((cases, own & cases.right), (others, foreign))
-        )
-        losses = np.searchsorted(kept, GRID) / len(kept)
-        losses += PRICE * (len(refused) - np.searchsorted(refused, GRID))
-        needed = max(GRID[losses.argmin()], min(FLOOR, kept[int(0.004 * len(kept))] - 0.02))
-        most = kept[int((MAX_ENGLISH_LOSS if name == "en" else MAX_LOSS) * len(kept))]
-        table[name] = usual, max(0.0, round(float(min(needed, most)), 2))
+        cases, own = to_fit(inside, name)
+        score = max(1, round(float(np.median(cases.weighed.score[own]))))
+        own &= cases.right
+        rate = round(float(cases.weighed.function_words[own].sum() / max(1, cases.weighed.words[own].sum())), 2)
+        table[name] = score, rate if rate >= MIN_RATE else 0.0, 0.0
     return table
+
+
+def fitted(inside: list[Cases], others: Cases) -> Table:
+    """LANGUAGES with thresholds that lose least, where each of others accepted costs PRICE of a language.
+
+    Others are those taken for it, and for what was never seen PRIOR more, spread over all confidences as all others
+    together are. No language loses more than MAX_LOSS of its texts.
+    """
+    table, sure = dict(language.LANGUAGES), language.confidence_of(others.weighed)
+    sures = {id(cases): language.confidence_of(cases.weighed) for cases in inside}
+    outside = (others.lengths == 0) & (others.halves == 0) & others.written
+    prior = PRIOR * accepted_from(sure[outside]) / outside.sum()
+    for name in table:
+        cases, own = to_fit(inside, name)
+        kept = np.sort(sures[id(cases)][own & cases.right])
+        losses = np.searchsorted(kept, GRID + MARGIN) / len(kept)
+        losses += PRICE * (accepted_from(sure[outside & (others.groups == name)]) + prior)
+        most = kept[int((MAX_ENGLISH_LOSS if name == "en" else MAX_LOSS) * len(kept))]
+        table[name] = *table[name][:2], max(0.0, round(float(min(GRID[losses.argmin()], most)), 2))
+    return table
+
+
+def accepted_from(confidences: np.ndarray) -> np.ndarray:
+    """How many there are from each point of GRID on."""
+    return len(confidences) - np.searchsorted(np.sort(confidences), GRID)
 
 
 def accuracies(cases: Cases, length: int, half: int) -> dict[str, float]:
@@ -142,25 +171,38 @@ def accepted_of_others(others: Cases) -> dict:
     return table
 
 
-def accepted_of_never_seen(inside: list[Cases], others: Cases) -> dict[str, float]:
+def accepted_of_never_seen(inside: list[Cases], others: Cases) -> dict[str, list[float]]:
+    """By length: the mean, the least and the most of SPLITS."""
     shipped, paragraphs = dict(language.LANGUAGES), others.halves
-    sides = np.array([zlib.crc32(name.encode()) % 2 for name in others.names])
-    accepted = np.zeros(len(sides), bool)
-    for side in (0, 1):
-        others.halves = sides ^ side
-        use(fitted(inside, others))
-        accepted = np.where(sides == side, accepted, others.accepted_now())
+    names, which = np.unique(others.langs, return_inverse=True)
+    shares = np.zeros((SPLITS, len(LENGTHS)))
+    for split in range(SPLITS):
+        sides = (np.random.default_rng(split).permutation(len(names)) % 2)[which]
+        accepted = np.zeros(len(sides), bool)
+        for side in (0, 1):
+            others.halves = sides ^ side
+            use(fitted(inside, others))
+            accepted |= (sides != side) & others.accepted_now()
+        shares[split] = [accepted[others.lengths == length].mean() for length in LENGTHS]
     use(shipped)
     others.halves = paragraphs
-    return {
-        f"{length or 'all'} characters": round(float(accepted[others.lengths == length].mean()), 4)
-        for length in LENGTHS
-    }
+    summed = np.stack([shares.mean(0), shares.min(0), shares.max(0)], axis=1).round(4).tolist()
+    return {f"{length or 'all'} characters": row for length, row in zip(LENGTHS, summed, strict=True)}
 
 
-def use(table: dict[str, tuple[int, float]]) -> None:
+def testaments(folder: Path) -> dict:
+    """Texts of 300 characters in NEW languages, at most 40 each."""
+    texts = defaultdict(list)
+    for row in read(folder / "multilingual/bible_nt.jsonl.bz2"):
+        if row["iso639_2"] in NEW and len(texts[row["iso639_2"]]) < 40:
+            texts[row["iso639_2"]].append(row["text"][:300])
+    counts = {name: sum(map(UNKNOWN.__ne__, language.identify(Strings.of(parts))[0])) for name, parts in texts.items()}
+    return {"languages": len(texts), "texts": sum(map(len, texts.values())), "accepted": counts}
+
+
+def use(table: Table) -> None:
     language.LANGUAGES.update(table)
-    language.THRESHOLDS.update({name: threshold for name, (_, threshold) in table.items()})
+    language.THRESHOLDS.update({name: threshold for name, (_, _, threshold) in table.items()})
 
 
 def varieties(cases: Cases) -> dict[str, float]:
@@ -233,6 +275,7 @@ def measured(folder: Path) -> dict:
         "languages": len(order),
         "accepted of languages outside": accepted_of_others(others),
         "accepted of languages outside, never seen": accepted_of_never_seen([own, more], others),
+        "accepted of languages outside, New Testaments": testaments(folder),
         "documents of joined sentences": {
             f"{chars} characters": {
                 "macro accuracy": round(statistics.mean(row.values()), 4),
@@ -259,7 +302,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.fit:
         more, others = declarations(args.folder)
-        table = fitted([sentences(args.folder), more], others)
+        inside = [sentences(args.folder), more]
+        use(usual(inside))
+        table = fitted(inside, others)
         print(", ".join(f'"{name}": {row}' for name, row in table.items()))
         return
     table = measured(args.folder)

@@ -1,6 +1,7 @@
 """Layer: fixtures, hostile pages in a process of their own, and 181 real pages with their text made by hand."""
 
 import json
+import random
 import subprocess
 import sys
 import tarfile
@@ -65,9 +66,24 @@ def test_boilerplate_around_an_article_goes():
     assert text.split("\n\n") == [PROSE + "one", PROSE + "two", PROSE.strip()]
 
 
+def test_a_main_that_is_pruned_is_not_the_page_and_the_next_is():
+    page = f"<main class=ad>NO</main><p>{PROSE}OUTSIDE</p><main><p>{PROSE * 2}in</p></main>"
+    assert main_text(article(page)) == PROSE * 2 + "in"
+
+
+def test_a_role_that_is_no_text_goes_whatever_it_holds():
+    assert main_text(article(f"<div role=menu><p>{PROSE * 3}</p></div><p>{PROSE}</p>")) == PROSE.strip()
+
+
+def test_a_table_for_layout_is_no_rows_and_a_rule_parts_blocks():
+    text = main_text(article(f"<table><tr><td>{PROSE * 6}<hr>{PROSE * 2}<td>{PROSE}two</table>"))
+    assert text.split("\n\n") == [(PROSE * 6).strip(), (PROSE * 2).strip(), PROSE + "two"]
+
+
 @pytest.mark.parametrize("wrapper", ["<form>", "<div class=sidebar>", "<div style=display:none>", "<div hidden>"])
 def test_a_name_does_not_remove_what_holds_the_text(wrapper):
     assert main_text(article(f"{wrapper}<p>{PROSE}</p>")) == PROSE.strip()
+    assert main_text(article(f"{wrapper}{PROSE * 2}")) == (PROSE * 2).strip()
 
 
 def test_without_the_list_of_names_the_boilerplate_stays(monkeypatch):
@@ -113,6 +129,51 @@ def test_what_is_damaged_is_read_all_the_same():
     text = main_text(b'<p>one \xff\xfe\0two</p><div class="unclosed><p>three</p>')
     text.encode()
     assert text.startswith("one") and "\0" not in text
+
+
+@pytest.mark.parametrize(
+    ("html", "text"),
+    [
+        ("<div><?php echo 'a' ?><p>one</p></div>", "one"),
+        ('<p>one</p><!-- <div class="ad"> --><p>two</p>', "one\n\ntwo"),
+        ("<p title='</p><p class=ad>'>one</p>", "one"),
+        ("<p>&lt;p&gt; &amp;lt;&nbsp;two</p>", "<p> &lt; two"),
+        ("<div><xmp></div></p></xmp>one</div>", "</div></p>one"),
+        ("<p>one<br>two<br class=wide>three</p>", "one\ntwo\nthree"),
+        ("<p>one<math><input>two</math>three</p>", "onetwothree"),
+        ("<table><caption><math><td>one</table>", "one"),
+    ],
+)
+def test_what_only_looks_like_a_tag_is_none(html, text):
+    assert main_text(html.encode()) == text
+
+
+SOUP = (
+    "<p> </p> <div> </div> <a> </a> <b> </b> <i> <table> </table> <tr> <td> </td> <caption> <ul> <li> <pre> <h1> "
+    "<form> </form> <math> </math> <mi> <input> <img> <source> <br> </br> <hr> <font> <object> <annotation-xml> <a<b> "
+    "<p<br> <!-- --> <!--> --!> <?a> </3> <![CDATA[ ]]> text &lt;p&gt; &amp;amp; &nbsp; < > "
+    "<p\tclass='x>\"y' <div\tid='&lt;p>'\ta\"b=c> <a\t=x\t\">"
+).split(" ")
+
+
+def test_random_pages_as_the_parser_writes_them_are_balanced_and_have_its_text():
+    from resiliparse.parse.html import HTMLTree
+
+    rng = random.Random(0)
+    for _ in range(2000):
+        body = HTMLTree.parse("".join(rng.choices(SOUP, k=30))).body
+        pieces = extract._TAG.split(body.inner_html)
+        assert "".join(map(extract.unescape, pieces[::2])) == body.text
+        names = [raw[1:-1].partition(" ")[0] for raw in pieces[1::2] if raw[1] not in "!?"]
+        opened = []
+        for name in names:
+            if name.strip("/") in extract._VOID:
+                continue
+            if name.startswith("/"):
+                assert opened.pop() == name[1:]
+            else:
+                opened.append(name)
+        assert not opened
 
 
 HOSTILE = """

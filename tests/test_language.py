@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import regex
 
-from llamita.data import language, script
+from llamita.data import function_words, language, script
+from llamita.data.function_words import FUNCTION_WORDS
 from llamita.data.language import LANGUAGES, THRESHOLDS, Weighed, accepted, group_of, identify, is_written_in
-from llamita.data.script import sampled, scripts
+from llamita.data.script import ALPHABETS, foreign_letters, sampled, scripts
 from llamita.data.strings import Strings
 
 SENTENCES = {
@@ -180,17 +181,76 @@ def test_hostile_texts_are_not_named():
     assert np.isfinite(confidences).all() and (confidences >= 0).all() and (confidences <= 1).all()
 
 
+def weighed_as(names: list[str], probability, score, chars, foreign=0, found=0, words=0) -> Weighed:
+    columns = (np.broadcast_to(column, len(names)) for column in (probability, score, chars, foreign, found, words))
+    return Weighed(names, *columns)
+
+
 def test_what_is_accepted():
-    usual, threshold = LANGUAGES["en"]
+    usual, _, threshold = LANGUAGES["en"]
     names = ["en"] * 5
     scores = np.array([usual, 2 * usual, 0, usual, usual], np.float32)
-    weighed = Weighed(names, np.array([1, 1, 0.27, 1, 1], np.float32), scores, np.array([100, 100, 20, 100, 100]))
+    weighed = weighed_as(names, np.array([1, 1, 0.27, 1, 1]), scores, np.array([100, 100, 20, 100, 100]))
     assert language.confidence_of(weighed) == pytest.approx([1, 1, 0.09, 1, 1])
     assert accepted(weighed, ["Latn", "Latn", "Latn", "Cyrl", "Zyyy"]).tolist() == [True, True, False, False, False]
-    lengths = Weighed(names, *np.ones((2, 5), np.float32), np.array([0, 20, 50, 80, 900]))
+    lengths = weighed_as(names, 1, 1, np.array([0, 20, 50, 80, 900]))
     middle = (language.SHORT_THRESHOLD + threshold) / 2
     assert language.threshold_of(lengths) == pytest.approx([0.1, 0.1, middle, threshold, threshold])
-    assert all(0 <= value <= 0.95 for value in THRESHOLDS.values())
+    assert all(0 < value <= 0.95 for value in THRESHOLDS.values())
+
+
+def test_letters_and_words_that_do_not_fit_cost_confidence():
+    usual, rate, _ = LANGUAGES["en"]
+    foreign = weighed_as(["en"] * 3, 1, usual, 100, np.array([0, 0.01, 0.5]))
+    assert language.confidence_of(foreign) == pytest.approx([1, 0.96, 0])
+    lacking = weighed_as(["en"] * 4, 1, usual, 600, 0, np.array([100 * rate, 100 * rate + 9, 4, 0]), 100)
+    sure = language.confidence_of(lacking)
+    assert sure[0] == sure[1] == 1 and sure[3] < sure[2] < 0.75
+    assert language.confidence_of(weighed_as(["ja"], 1, LANGUAGES["ja"][0], 600, 0, 0, 100)) == 1, "no list, no cost"
+
+
+def plain_foreign(text: str, name: str) -> float:
+    letters = [char for char in text if char.isalpha() and ord(char) < 0x2000]
+    more, _, lacking = ALPHABETS[name].partition("-")
+    own = (set(script._COMMON) - set(lacking)) | set(more)
+    shared = regex.compile(r"[\p{Latin}\p{Cyrillic}\p{Arabic}\p{Myanmar}]")
+    found = [char for char in letters if shared.match(char) and char not in own and char.lower()[0] not in own]
+    return len(found) / max(1, len(letters))
+
+
+def test_foreign_letters():
+    texts = ["", "Příliš žluťoučký", "Příliš žluťoučký", "WXW ab", "WXW ab", "ကၐ", "猫猫", "İstanbul", "ab\u0301"]
+    names = ["cs", "cs", "pl", "en", "es", "my", "en", "tr", "en"]
+    found = foreign_letters(Strings.of(texts), names)
+    assert found == pytest.approx([0, 0, 7 / 15, 0, 2 / 5, 0.5, 0, 0, 0])
+    assert foreign_letters(Strings.of(["щ"]), ["el"]) == 0, "a language without an alphabet here"
+    rng = random.Random(5)
+    texts = ["".join(rng.choices("abwxqzéłšČİщҚەگငၐ猫 1.", k=rng.randrange(40))) for _ in range(len(ALPHABETS) * 5)]
+    names = [*ALPHABETS] * 5
+    assert foreign_letters(Strings.of(texts), names) == pytest.approx(list(map(plain_foreign, texts, names)), abs=1e-6)
+
+
+def test_alphabets_and_function_words_are_of_languages_that_are_named():
+    assert set(ALPHABETS) | set(FUNCTION_WORDS) <= set(LANGUAGES)
+    assert {name for name, (_, rate, _) in LANGUAGES.items() if rate} <= set(FUNCTION_WORDS)
+    for name, letters in ALPHABETS.items():
+        assert not set(letters.partition("-")[0]) & set(script._COMMON), f"{name} adds what all have"
+        assert set(letters.partition("-")[2]) <= set(script._COMMON), f"{name} lacks what none has"
+        words = FUNCTION_WORDS.get(name, "")
+        assert foreign_letters(Strings.of([words]), [name]) == 0, f"{name} writes its own words with foreign letters"
+
+
+def test_function_words_are_counted():
+    texts = ["", "The cat and THE dog, of 12.", "the and", "Der Hund und die Katze", "the", "ни the"]
+    found, words = function_words.count(Strings.of(texts), ["en", "en", "de", "de", "ja", "en"])
+    assert found.tolist() == [0, 4, 0, 3, 0, 1] and words.tolist() == [0, 6, 2, 5, 0, 2]
+    rng = random.Random(7)
+    names = [*FUNCTION_WORDS]
+    texts = [" ".join(rng.choices([*FUNCTION_WORDS[name].split(), "xyzzy", "7"], k=30)) for name in names]
+    lists = [FUNCTION_WORDS[name].split() for name in names]
+    assert all(len(set(words)) == len(words) for words in lists)
+    expected = [sum(map(words.__contains__, text.split())) for words, text in zip(lists, texts, strict=True)]
+    assert function_words.count(Strings.of(texts), names)[0].tolist() == expected
 
 
 def test_scripts_and_varieties():
@@ -210,15 +270,21 @@ def test_real_sentences(shared_data):
     assert len(shares) >= 65 and np.mean(shares) >= 0.95 and np.mean(shares[:45]) >= 0.99
 
 
+def paragraphs_of(shared_data, names: set[str]) -> list[str]:
+    lines = bz2.decompress((shared_data / "multilingual" / "udhr.jsonl.bz2").read_bytes()).splitlines()
+    rows = [row for row in map(json.loads, lines) if row["id"] in names]
+    return [part for row in rows for part in row["text"].split("\n") if len(part) >= 60]
+
+
 def test_languages_outside_are_refused(shared_data):
     names = {"quy", "kab", "fur", "tzh", "ewe", "lus", "hmn", "chv", "sah", "bam", "nav", "wol", "sme", "gaa", "aym"}
-    lines = bz2.decompress((shared_data / "multilingual" / "udhr.jsonl.bz2").read_bytes()).splitlines()
-    texts = [
-        part
-        for row in map(json.loads, lines)
-        if row["id"] in names
-        for part in row["text"].split("\n")
-        if len(part) >= 60
-    ]
-    found = identify(Strings.of(texts))[0]
-    assert len(texts) > 400 and found.count("und") >= 0.97 * len(texts)
+    texts = paragraphs_of(shared_data, names)
+    assert len(texts) > 400 and identify(Strings.of(texts))[0].count("und") >= 0.97 * len(texts)
+
+
+def test_relatives_are_told_by_letters_and_function_words(shared_data, monkeypatch):
+    texts = paragraphs_of(shared_data, {"shn", "mnw", "kea", "pnb", "pap", "rmy", "skr", "tly", "hsb", "dyu"})
+    assert len(texts) > 400 and identify(Strings.of(texts))[0].count("und") >= 0.9 * len(texts)
+    monkeypatch.setattr(language, "LETTERS_COST", 0)
+    monkeypatch.setattr(language, "WORDS_COST", 0)
+    assert identify(Strings.of(texts))[0].count("und") < 0.75 * len(texts)

@@ -97,21 +97,39 @@ def test_c4_drops_lines_and_citations():
     assert c4_lines(Strings.of([text, "", "menu"])).texts() == ["This line  stays here.\nLast line of it.", "", ""]
 
 
-LOST = "mean length of words, n-grams and sentences are not fitted to scripts without blanks; Korean words are short"
+def test_bounds_of_published_rules_are_those_of_a_language():
+    columns = {"mean_word_length": np.array([0.9, 1, 2.9, 3, 10, 10.1], np.float32)}
+    rule = next(rule for rule in PRESETS["gopher-quality@1"] if rule.column == "mean_word_length")
+    assert mask(columns, rule, ["ko"] * 6).tolist() == [False, True, True, True, True, False]
+    assert mask(columns, rule, ["en", "en", "ko", "en", "", "en"]).tolist() == [False, False, True, True, True, False]
+    own = Rule("mean_word_length>=3", "mean_word_length", 3)  # what the user asks is asked of all
+    assert mask(columns, own, ["ko"] * 6).tolist() == [False, False, False, True, True, True]
 
 
-KEPT = {
+@pytest.mark.parametrize("preset", ["c4@1", "fineweb@1", "fineweb-code@1"])
+def test_thai_and_lao_are_not_asked_for_stops(preset):
+    text = "เรือออกจากท่าก่อนที่ใครจะสังเกตว่ากัปตันหายไป แล้วทุกคนก็ขึ้นมาดูทะเลด้วยกัน " * 2
+    assert first_failed(text, (preset,), "th") == first_failed(text, (preset,), "lo") == ""
+    assert first_failed(text, (preset,), "km") in ("c4@1:sentences", f"{preset}:punctuated_lines")
+
+
+DECLARATIONS = {
     "deu_1996": "de", "fra": "fr", "eng": "en", "vie": "vi", "hin": "hi", "rus": "ru", "arb": "ar", "cmn_hans": "zh",
-    "jpn": "ja", "lao": "lo", "khm": "km", "mya": "my",
+    "jpn": "ja", "lao": "lo", "khm": "km", "mya": "my", "tha": "th", "tha2": "th", "kor": "ko",
 }  # fmt: skip
-NOT_KEPT = {"tha": "th", "kor": "ko"}  # Thai writes no stops; Korean words have fewer than three characters
 
 
-@pytest.mark.parametrize(
-    "declaration",
-    [*KEPT, *(pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=LOST)) for name in NOT_KEPT)],
-)
+@pytest.mark.parametrize("declaration", DECLARATIONS)
 def test_the_rules_for_web_pages_keep_the_declaration_of_human_rights(declaration, shared_data):
     with bz2.open(shared_data / "multilingual/udhr.jsonl.bz2", "rt", encoding="utf-8") as lines:
         text = next(row["text"] for row in map(json.loads, lines) if row["id"] == declaration)
-    assert first_failed(c4_lines(Strings.of([text])).texts()[0], lang=(KEPT | NOT_KEPT)[declaration]) == ""
+    assert first_failed(c4_lines(Strings.of([text])).texts()[0], lang=DECLARATIONS[declaration]) == ""
+
+
+@pytest.mark.parametrize("lang", ["th", "ko"])
+def test_the_rules_for_web_pages_keep_prose_in_thai_and_korean(lang, shared_data):
+    with bz2.open(shared_data / "multilingual/langid_sentences.jsonl.bz2", "rt", encoding="utf-8") as lines:
+        texts = [row["text"] for row in map(json.loads, lines) if row["lang"] == lang]
+    documents = ["\n".join(texts[i : i + 12]) for i in range(0, len(texts) - 12, 12)]
+    kept = failing(measure(Strings.of(documents)), WEB, [lang] * len(documents)) < 0
+    assert len(documents) > 50 and kept.mean() >= 0.9

@@ -3,7 +3,8 @@
 py3langid's model is read from the package, and walked here by a kernel: its answers, seven times as fast, so
 both are asked of every text. Of the languages in LANGUAGES the likeliest is taken, with VOTE for what CLD2 is sure of.
 Confidence = (2 support + probability) / 3: CLD2's score for it, by what it gives that language as a rule, and the
-probability by py3langid among all that it knows. What stays below the language's threshold is "und".
+probability by py3langid among all that it knows; less for letters that the language lacks, and function words that the
+text lacks: so its relatives are told, of which neither knows. What stays below the language's threshold is "und".
 """
 
 import unicodedata
@@ -14,7 +15,8 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from llamita.data.script import UNWRITTEN, sampled
+from llamita.data import function_words
+from llamita.data.script import UNWRITTEN, foreign_letters, sampled
 from llamita.data.script import scripts as scripts_of
 from llamita.data.strings import Strings
 
@@ -24,28 +26,38 @@ BATCH = 1024  # texts weighed at once: bounds memory
 FEATURE_BITS, LANES = 20, 4
 SHORT_CHARS, SHORT_THRESHOLD = 20, 0.1
 LONG_CHARS = 80  # from here on THRESHOLDS hold; between, a straight line
+LETTERS_COST = 4.0  # confidence lost, were all letters foreign
+WORDS_SPREAD = 0.35  # of the share of function words, from text to text, in it
+WORDS_COST, WORDS_SPARED, WORDS_MOST = 0.3, 0.5, 4.0  # by standard deviations of function words too few
 
-# Language: what CLD2 scores texts in it (median, a KB), and the least confidence accepted (of a text of LONG_CHARS).
-# Chosen by benchmarks/language_id.py --fit, on one half of its sentences and paragraphs.
-LANGUAGES: dict[str, tuple[int, float]] = {
-    "af": (998, 0.3), "am": (502, 0.58), "ar": (819, 0.56), "az": (1276, 0.72), "be": (792, 0.59), "bg": (675, 0.31),
-    "bn": (540, 0.55), "br": (1208, 0.7), "ca": (613, 0.46), "cs": (1228, 0.29), "cy": (1369, 0.53), "da": (810, 0.2),
-    "de": (1069, 0.54), "el": (1024, 0.7), "en": (1175, 0.53), "eo": (730, 0.62), "es": (411, 0.3), "et": (1096, 0.57),
-    "eu": (1049, 0.22), "fa": (783, 0.64), "fi": (1268, 0.81), "fo": (1106, 0.7), "fr": (774, 0.63), "fy": (868, 0.7),
-    "ga": (1170, 0.15), "gd": (1499, 0.7), "gl": (866, 0.48), "gu": (1024, 0.7), "ha": (1136, 0.62), "he": (745, 0.39),
-    "hi": (818, 0.76), "hr": (619, 0.48), "ht": (1133, 0.74), "hu": (1270, 0.59), "hy": (1024, 0.7), "id": (1000, 0.67),
-    "ig": (1298, 0.7), "is": (1136, 0.19), "it": (627, 0.63), "ja": (3326, 0.7), "ka": (1024, 0.7), "kk": (880, 0.74),
-    "km": (1024, 0.7), "kn": (1024, 0.7), "ko": (3645, 0.7), "ky": (980, 0.7), "la": (723, 0.43), "lb": (1005, 0.56),
-    "lg": (927, 0.74), "lo": (1024, 0.7), "lt": (1080, 0.12), "lv": (1246, 0.49), "mg": (1561, 0.7), "mk": (743, 0.18),
-    "ml": (1024, 0.7), "mn": (1046, 0.55), "mr": (593, 0.17), "mt": (1258, 0.7), "my": (1024, 0.7), "ne": (575, 0.76),
-    "nl": (865, 0.55), "no": (832, 0.23), "pa": (1024, 0.7), "pl": (1311, 0.6), "ps": (936, 0.7), "pt": (761, 0.65),
-    "ro": (815, 0.58), "ru": (635, 0.6), "si": (1024, 0.7), "sk": (1293, 0.22), "sl": (613, 0.22), "sn": (1128, 0.52),
-    "so": (1334, 0.82), "sq": (1234, 0.38), "st": (879, 0.49), "sv": (767, 0.23), "sw": (964, 0.65), "ta": (1024, 0.7),
-    "te": (1024, 0.7), "tg": (1058, 0.68), "th": (1024, 0.7), "tl": (851, 0.67), "tr": (1046, 0.69), "tt": (897, 0.7),
-    "uk": (796, 0.64), "ur": (955, 0.81), "uz": (1388, 0.7), "vi": (1520, 0.67), "xh": (988, 0.46), "yo": (768, 0.62),
-    "zh": (1936, 0.7), "zu": (931, 0.62),
+# Language: what CLD2 scores texts in it (median, a KB), the share of its words that are function words (0: not asked),
+# and the least confidence accepted (of a text of LONG_CHARS). Chosen by benchmarks/language_id.py --fit, on one half of
+# its sentences and paragraphs.
+LANGUAGES: dict[str, tuple[int, float, float]] = {
+    "af": (998, 0.26, 0.52), "am": (502, 0, 0.54), "ar": (819, 0.1, 0.36), "az": (1276, 0.1, 0.61),
+    "be": (792, 0.16, 0.55), "bg": (675, 0.26, 0.26), "bn": (540, 0, 0.51), "br": (1208, 0, 0.71),
+    "ca": (613, 0.28, 0.42), "cs": (1228, 0.12, 0.01), "cy": (1369, 0.26, 0.43), "da": (810, 0.24, 0.17),
+    "de": (1069, 0.14, 0.41), "el": (1024, 0, 0.75), "en": (1175, 0.19, 0.36), "eo": (730, 0.27, 0.57),
+    "es": (411, 0.24, 0.51), "et": (1096, 0.13, 0.53), "eu": (1049, 0.12, 0.2), "fa": (783, 0.22, 0.5),
+    "fi": (1268, 0.11, 0.75), "fo": (1106, 0, 0.76), "fr": (774, 0.21, 0.35), "fy": (868, 0, 0.72),
+    "ga": (1170, 0.27, 0.39), "gd": (1499, 0, 0.68), "gl": (866, 0, 0.44), "gu": (1024, 0, 0.76),
+    "ha": (1136, 0, 0.58), "he": (745, 0, 0.35), "hi": (818, 0.17, 0.79), "hr": (619, 0.15, 0.35),
+    "ht": (1133, 0, 0.74), "hu": (1270, 0.21, 0.51), "hy": (1024, 0, 0.75), "id": (1000, 0.12, 0.69),
+    "ig": (1298, 0, 0.73), "is": (1136, 0.25, 0.35), "it": (627, 0.16, 0.51), "ja": (3326, 0, 0.78),
+    "ka": (1024, 0, 0.8), "kk": (880, 0, 0.69), "km": (1024, 0, 0.8), "kn": (1024, 0, 0.8), "ko": (3645, 0, 0.78),
+    "ky": (980, 0, 0.8), "la": (723, 0.13, 0.47), "lb": (1005, 0, 0.61), "lg": (927, 0.14, 0.62), "lo": (1024, 0, 0.8),
+    "lt": (1080, 0, 0.6), "lv": (1246, 0.14, 0.45), "mg": (1561, 0, 0.73), "mk": (743, 0.26, 0.12),
+    "ml": (1024, 0, 0.8), "mn": (1046, 0, 0.56), "mr": (593, 0, 0.38), "mt": (1258, 0, 0.74), "my": (1024, 0, 0.8),
+    "ne": (575, 0, 0.72), "nl": (865, 0.25, 0.56), "no": (832, 0.23, 0.19), "pa": (1024, 0, 0.75),
+    "pl": (1311, 0.14, 0.49), "ps": (936, 0, 0.8), "pt": (761, 0.21, 0.61), "ro": (815, 0.2, 0.55),
+    "ru": (635, 0.15, 0.23), "si": (1024, 0, 0.8), "sk": (1293, 0.17, 0.32), "sl": (613, 0.19, 0.1),
+    "sn": (1128, 0, 0.39), "so": (1334, 0.18, 0.65), "sq": (1234, 0.29, 0.22), "st": (879, 0.37, 0.42),
+    "sv": (767, 0.19, 0.21), "sw": (964, 0.25, 0.61), "ta": (1024, 0, 0.8), "te": (1024, 0, 0.8),
+    "tg": (1058, 0, 0.63), "th": (1024, 0, 0.8), "tl": (851, 0.4, 0.52), "tr": (1046, 0, 0.75), "tt": (897, 0, 0.78),
+    "uk": (796, 0.12, 0.52), "ur": (955, 0.23, 0.61), "uz": (1388, 0, 0.8), "vi": (1520, 0, 0.57),
+    "xh": (988, 0, 0.51), "yo": (768, 0.16, 0.48), "zh": (1936, 0, 0.8), "zu": (931, 0, 0.5),
 }  # fmt: skip
-THRESHOLDS = {language: threshold for language, (_, threshold) in LANGUAGES.items()}
+THRESHOLDS = {language: threshold for language, (_, _, threshold) in LANGUAGES.items()}
 
 # Varieties that short texts do not tell apart: they count as agreement. The first is what LANGUAGES lists.
 VARIETIES = {
@@ -77,6 +89,12 @@ class Weighed(NamedTuple):
     """What CLD2 scores it, less where only a part of the text is in it; 0 where it names others; float32 [D]."""
     chars: np.ndarray
     """Of the sample, int64 [D]."""
+    foreign: np.ndarray
+    """The share of letters that the language lacks, float32 [D]."""
+    function_words: np.ndarray
+    """Of the language, int64 [D]."""
+    words: np.ndarray
+    """int64 [D]"""
 
 
 def identify(strings: Strings, scripts: Sequence[str] | None = None) -> tuple[list[str], np.ndarray]:
@@ -106,8 +124,11 @@ def accepted(weighed: Weighed, scripts: Sequence[str]) -> np.ndarray:
 
 def confidence_of(weighed: Weighed) -> np.ndarray:
     """float32 [D]"""
-    usual = np.array([LANGUAGES[group_of(label)][0] for label in weighed.label], np.float32)
-    return (2 * np.minimum(weighed.score / usual, 1) + weighed.probability) / np.float32(3)
+    facts = np.array([LANGUAGES[group_of(label)] for label in weighed.label], np.float32).reshape(-1, 3)
+    support, expected = np.minimum(weighed.score / facts[:, 0], 1), facts[:, 1] * weighed.words
+    lacking = (expected - weighed.function_words) / np.sqrt(1 + expected + (WORDS_SPREAD * expected) ** 2)
+    cost = LETTERS_COST * weighed.foreign + WORDS_COST * np.clip(lacking - WORDS_SPARED, 0, WORDS_MOST)
+    return np.maximum((2 * support + weighed.probability) / 3 - cost, 0).astype(np.float32)
 
 
 def threshold_of(weighed: Weighed) -> np.ndarray:
@@ -137,7 +158,9 @@ def weigh(strings: Strings) -> Weighed:
     columns, probability = _likeliest(_probabilities(sample, model), model.languages, votes)
     labels = [model.labels[column] for column in columns.tolist()]
     score = scores[np.arange(len(texts)), model.languages[columns]]
-    return Weighed(labels, probability, score, _chars(sample.data, sample.offsets))
+    groups = [group_of(label) for label in labels]
+    foreign, found = foreign_letters(sample, groups), function_words.count(sample, groups)
+    return Weighed(labels, probability, score, _chars(sample.data, sample.offsets), foreign, *found)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -5,7 +5,7 @@ A document fails the first rule that it does not pass; all are measured, so that
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -29,6 +29,14 @@ class Rule:
     column: str
     low: float = -INF
     high: float = INF
+    lows: dict[str, float] = field(default_factory=dict)
+    """What stands for `low` in languages that are written otherwise."""
+
+
+# Bounds of FineWeb-2 (Penedo et al. 2025, arXiv 2506.20920, configs/): Korean words are short, a character a syllable;
+# Thai and Lao sentences end in a blank, so c4@1 cannot count them either.
+SHORT_WORDS = {"ko": 1.0}
+NO_STOPS = {"th": 0.0, "lo": 0.0}
 
 
 def _gopher_repetition() -> tuple[Rule, ...]:
@@ -41,16 +49,17 @@ def _gopher_repetition() -> tuple[Rule, ...]:
 
 # Rae et al. 2021 (arXiv 2112.11446), A.1.1.
 GOPHER_QUALITY = (
-    Rule("words", "words", 50, 100_000), Rule("mean_word_length", "mean_word_length", 3, 10),
+    Rule("words", "words", 50, 100_000), Rule("mean_word_length", "mean_word_length", 3, 10, SHORT_WORDS),
     Rule("hash_ratio", "hash_ratio", high=0.1), Rule("ellipsis_ratio", "ellipsis_ratio", high=0.1),
     Rule("bullet_lines", "bullet_lines", high=0.9), Rule("ellipsis_lines", "ellipsis_lines", high=0.3),
     Rule("alpha_words", "alpha_words", low=0.8), Rule(STOP_WORD_RULE, STOP_WORD_RULE, low=2),
 )  # fmt: skip
 # Raffel et al. 2020 (arXiv 1910.10683), 2.2, as FineWeb keeps it: without the rule on terminal punctuation.
-C4 = (Rule("sentences", "sentences", low=5), Rule("curly_bracket", "braces", high=0))
+C4 = (Rule("sentences", "sentences", low=5, lows=NO_STOPS), Rule("curly_bracket", "braces", high=0))
 # Penedo et al. 2024 (arXiv 2406.17557), 3.6. Their code says 0.01 where the paper says 0.1.
 FINEWEB = (
-    Rule("punctuated_lines", "punctuated_lines", low=0.12), Rule("short_lines", "short_lines", high=0.67),
+    Rule("punctuated_lines", "punctuated_lines", low=0.12, lows=NO_STOPS),
+    Rule("short_lines", "short_lines", high=0.67),
     Rule("dup_full_line_chars", "dup_full_line_chars", high=0.1),
     Rule("newlines_per_word", "newlines_per_word", high=0.3),
 )  # fmt: skip
@@ -99,7 +108,8 @@ def mask(columns: dict[str, np.ndarray], rule: Rule, langs: Sequence[str]) -> np
             passed[mine] = columns[f"{STOP_WORD_RULE}_{lang}"][mine] >= rule.low
         return passed
     values = columns[rule.column]
-    return np.isnan(values) | ((values >= np.float32(rule.low)) & (values <= np.float32(rule.high)))
+    lows = np.array([rule.lows.get(lang, rule.low) for lang in langs], np.float32)
+    return np.isnan(values) | ((values >= lows) & (values <= np.float32(rule.high)))
 
 
 def failing(columns: dict[str, np.ndarray], presets: Sequence[str], langs: Sequence[str]) -> np.ndarray:

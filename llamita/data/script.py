@@ -1,4 +1,8 @@
-"""The script a text is written in, and the short sample of it that answers such questions."""
+"""The script a text is written in, the letters that its language has, and the short sample of it that tells."""
+
+import functools
+import unicodedata
+from collections.abc import Sequence
 
 import numba
 import numpy as np
@@ -28,6 +32,33 @@ _RANGES = {
     "Hani": "2E80-2FDF 3400-4DBF 4E00-9FFF F900-FAFF 20000-3FFFF",
 }  # fmt: skip
 SCRIPTS = (UNWRITTEN, *_RANGES)
+
+# Letters of languages whose script others share too: those they have beyond _COMMON, then "-" and those of _COMMON that
+# they lack but in names and foreign words. By the orthographies, and what is found instead of letters in old encodings.
+_COMMON = (
+    "abcdefghijklmnopqrstuvwxyz" "абвгдежзийклмнопрстуфхцчшщъыьэюяё" "ءآأؤإئابةتثجحخدذرزسشصضطظعغفقكلمنهوىيٱـپچژگکی"
+    "ကခဂဃငစဆဇဈဉညဋဌဍဎဏတထဒဓနပဖဗဘမယရလဝသဟဠအဣဤဥဦဧဩဪဿ"
+)  # fmt: skip
+ALPHABETS = {
+    "af": "áäèéêëíîïóôöúûüýŉ -qxz", "ar": "", "az": "əçğıöşüғәјҝөүһҹ -wщъ", "be": "іўʼ -ищъ", "bg": "ѝ -ыэё",
+    "br": "âêîôûùñëéü -qx", "ca": "àçèéíïòóúüŀ -kw", "cs": "áčďéěíňóřšťúůýž -qwx", "cy": "âêîôûŵŷäëïöáéóúàèìò -kqvxz",
+    "da": "åæøé -qwxz", "de": "äöüßéẞ", "en": "éèêëïöüàçñ", "eo": "ĉĝĥĵŝŭ -qwxy", "es": "áéíñóúüªº -kw",
+    "et": "äõöüšž -cqwxy", "eu": "ñüç -cqvwy", "fa": "", "fi": "äöåšžé -cqwxz", "fo": "áðíóúýæø -cqwxz",
+    "fr": "àâæçèéêëîïôœùûüÿñ -kw", "fy": "âêëéïôûúüöä -qx", "ga": "áéíóú -jkqvwxyz", "gd": "àèéìòóùáí -jkqvwxyz",
+    "gl": "áéíñóúüï -jkwy", "ha": "ɓɗƙƴʼ -pqvx", "hr": "čćđšžђјљњћџ -qwxyйщъыьэюяё", "ht": "èòéàù -qx",
+    "hu": "áéíóöőúüűõûô -qwx", "id": "é -qx", "ig": "ịọụńṅǹàáèéìíòóùú -qx", "is": "áðéíóúýþæö -cqwz",
+    "it": "àèéìíîòóùú -jkwxy", "kk": "әғқңөұүһі", "ky": "ңөү", "la": "āēīōūæœë -kw", "lb": "äéëèêôüöâî",
+    "lg": "ŋâ -qx", "lt": "ąčęėįšųūž -qwx", "lv": "āčēģīķļņšūžōŗ -qwxy", "mg": "àôñéèìò -cquwx",
+    "mk": "ѓѕјљњќџѝѐ -йщъыьэюяё", "mn": "өү", "mt": "ċġħżàèìòùé -cy", "my": "", "nl": "éëïóöüèêàáíúç -qx",
+    "no": "åæøéòóôêèàäö -qwxz", "pl": "ąćęłńóśźż -qvx", "ps": "ټډړښږګڼۍېځڅەےۀ", "pt": "áàâãçéêíóôõúüªº -kwy",
+    "ro": "ăâîșțşţã -kqwy", "ru": "", "sk": "áäčďéíĺľňóôŕšťúýž -qwx", "sl": "čšžćđ -qwxy", "sn": "-lqx",
+    "so": "ʼ -pvz", "sq": "çëâ -w", "st": "šōêô -xv", "sv": "åäöé -qwz", "sw": "-qx", "tg": "ғӣқӯҳҷ -цщыь",
+    "tl": "ñáéíóúâêîôû", "tr": "çğıöşüâîûýþð -qwx", "tt": "әөүҗңһ", "uk": "ґєії -ъыэё", "ur": "ٹڈڑںھہےۓۂ",
+    "uz": "ʻʼўқғҳ -wщы", "vi": "àáâãèéêìíòóôõùúýăđĩũơưạảấầẩẫậắằẳẵặẹẻẽếềểễệỉịọỏốồổỗộớờởỡợụủứừửữựỳỵỷỹ -fjwz", "xh": "",
+    "yo": "àáèéẹìíòóọùúńǹṣḿ -cqvxz", "zu": "",
+}  # fmt: skip
+_SHARED = ("Latn", "Cyrl", "Arab", "Mymr")
+_LETTERS_END = 0x2000
 
 
 def _script_of_blocks() -> np.ndarray:
@@ -134,3 +165,43 @@ def scripts(strings: Strings) -> list[str]:
     """
     sample = sampled(strings)
     return [SCRIPTS[number] for number in _dominant(sample.data, sample.offsets, _OF_BLOCK).tolist()]
+
+
+@functools.cache
+def _foreign() -> tuple[np.ndarray, np.ndarray]:
+    """Which characters below _LETTERS_END are letters, bool; and what each alphabet lacks, bool [A, _LETTERS_END]."""
+    chars = [chr(code) for code in range(_LETTERS_END)]
+    are_letters = np.array([unicodedata.category(char)[0] == "L" for char in chars])
+    shared = np.isin(_OF_BLOCK[np.arange(_LETTERS_END) // _BLOCK], [SCRIPTS.index(name) for name in _SHARED])
+    shared[: ord("z") + 1] = True
+    foreign = np.empty((len(ALPHABETS), _LETTERS_END), bool)
+    for row, letters in zip(foreign, ALPHABETS.values(), strict=True):
+        more, _, lacking = letters.partition("-")
+        own = (set(_COMMON) - set(lacking)) | set(more)
+        row[:] = are_letters & shared & [char not in own and char.lower()[0] not in own for char in chars]
+    return are_letters, foreign
+
+
+@numba.njit(cache=True, nogil=True)
+def _share(data, offsets, rows, are_letters, foreign):
+    shares = np.zeros(len(rows), np.float32)
+    for d in range(len(rows)):
+        letters, found, i = 0, 0, offsets[d] if rows[d] >= 0 else offsets[d + 1]
+        while i < offsets[d + 1]:
+            char, width = _char(data, i, offsets[d + 1])
+            if char < len(are_letters) and are_letters[char]:
+                letters += 1
+                found += foreign[rows[d], char]
+            i += width
+        shares[d] = found / max(letters, 1)
+    return shares
+
+
+def foreign_letters(strings: Strings, languages: Sequence[str]) -> np.ndarray:
+    """The share of letters that the alphabet of a language lacks, a text, float32 [D]; 0 for what is not in ALPHABETS.
+
+    Of letters in normal form C, below U+2000.
+    """
+    places = {language: place for place, language in enumerate(ALPHABETS)}
+    rows = np.array([places.get(language, -1) for language in languages], np.int64)
+    return _share(strings.data, strings.offsets, rows, *_foreign())
