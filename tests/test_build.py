@@ -259,3 +259,58 @@ def test_scope_keeps_sources_apart(tmp_path):
         recipe = replace(NEAR, dedup=Dedup(scope=scope))
         build(recipe, [tmp_path / "rows.jsonl"], byte_tokenizer(), tmp_path / scope)
         assert json.loads((tmp_path / scope / "build.json").read_bytes())["kept"]["docs"] == kept
+
+
+def test_two_builds_of_one_name_in_one_process_share_nothing(tmp_path):
+    """The work folder has the same name each time; what was cached by it is another tokenizer's and another text's."""
+    text = some_text(tmp_path / "text")
+    build(NEAR, [text], byte_tokenizer(), tmp_path / "c")
+    first = Corpus.open(tmp_path / "c").manifest
+    from llamita.tokenizer import Tokenizer
+
+    wider = Tokenizer([*(bytes([byte]) for byte in range(256)), b"th", b"the"])
+    (text / "more.txt").write_text(" ".join(sentence(random.Random(9)) for _ in range(30)))
+    build(NEAR, [text], wider, tmp_path / "c")
+    second = Corpus.open(tmp_path / "c").manifest
+    assert (first.tokenizer, second.tokenizer) == (byte_tokenizer().fingerprint, wider.fingerprint)
+    assert second.vocab_size == first.vocab_size + 2
+    ids = Corpus.open(tmp_path / "c").split("train").tokens(0)
+    assert {256, 257} & set(ids.tolist()), "the ids are the second tokenizer's"
+
+
+def test_a_file_that_is_gone_stops_the_build_and_loses_nothing(tmp_path, monkeypatch):
+    in_small_parts(monkeypatch)
+    text = some_text(tmp_path / "text")
+    prepared(NEAR, [text], byte_tokenizer(), tmp_path / "c")
+    (text / "code.py").rename(tmp_path / "aside.py")
+    with pytest.raises(Stopped, match="was there when the build was planned"):
+        task(tmp_path / ".c.partial", "read", 0, 1, judge_of)
+    (tmp_path / "aside.py").rename(text / "code.py")
+    task(tmp_path / ".c.partial", "read", 0, 1, judge_of)
+
+
+def test_a_full_disk_keeps_the_finished_tasks(tmp_path):
+    with pytest.raises(OSError), workspace(tmp_path / "c", "any") as work:
+        (work / "done").write_text("1")
+        raise OSError(28, "No space left on device")
+    assert (tmp_path / ".c.partial" / "done").exists()
+    with pytest.raises(ValueError), workspace(tmp_path / "c", "any") as work:
+        raise ValueError("bad input")
+    assert not (tmp_path / ".c.partial").exists()
+
+
+def test_the_newest_of_exact_copies_stays():
+    from llamita.data.collect import date_number
+
+    assert date_number("2013-05-18T20:31:00Z") == 20130518203100 and date_number("20130518") == 20130518000000
+    assert date_number("2013-05") < date_number("2013-06-01") < date_number("2020")
+    assert [date_number(date) for date in ("", "18 May 2013", "5/18/2013", "1368909060", "tomorrow")] == [0] * 5
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"lines_more_than": -1}, {"substring_bytes": -5}, {"bucket_docs": 0}],
+)
+def test_limits_that_mean_nothing_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        replace(NEAR, dedup=Dedup(**wrong))

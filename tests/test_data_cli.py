@@ -56,6 +56,9 @@ def test_a_recipe_from_a_file_and_one_field_of_it_changed(place):
         (lambda p: words(p, "plain", "--rules.prose", "gofer@1"), "gofer@1"),
         (lambda p: words(p, "plain", "--rules.prose", "wurds>=3"), "wurds"),
         (lambda p: words(p, paths=("empty.txt",)), "no text"),
+        (lambda p: words(p, paths=("tok/none",)), "no such file or folder"),
+        (lambda p: words(p, "plain", "--language.keep", "english"), "no code of ISO 639"),
+        (lambda p: words(p, "plain", "--quality.max-bits-per-byte", "2"), "asks for quality.model"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(place, capsys, typed, message):

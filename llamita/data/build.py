@@ -14,12 +14,12 @@ from tempfile import TemporaryDirectory
 from llamita.config import load, nearest, save
 from llamita.data import engine, files, presets
 from llamita.data.assemble import FINISH, SHARDS
-from llamita.data.collect import READ
+from llamita.data.collect import READ, curator
 from llamita.data.contamination import Index, read_items
 from llamita.data.curate import Judge, scorer
 from llamita.data.encode import ENCODE
 from llamita.data.engine import Facts, Stage, perform, write_json
-from llamita.data.job import Job
+from llamita.data.job import Job, forget
 from llamita.data.read import Document, Part, plan_parts
 from llamita.data.recipe import Recipe, plain
 from llamita.data.resolve import FREQUENT, LINES, MATCH, RESOLVE
@@ -58,7 +58,7 @@ def build(
     ValueError: no text, what a recipe names is missing, another process builds there.
     """
     check(recipe)
-    parts = plan_parts(paths, files.PART_BYTES)
+    parts = planned(paths)
     with workspace(Path(out), key(recipe, tokenizer, parts)) as folder:
         job = prepare(folder, recipe, tokenizer, parts, judge)
         with engine.executor(workers.num_workers, workers.ray) as on:
@@ -69,7 +69,7 @@ def build(
 def prepared(recipe: Recipe, paths: Sequence[str | Path], tokenizer: AnyTokenizer, out: str | Path) -> Path:
     """The work folder of a build whose tasks others do; `task` does them."""
     check(recipe)
-    parts = plan_parts(paths, files.PART_BYTES)
+    parts = planned(paths)
     with workspace(Path(out), key(recipe, tokenizer, parts)) as folder:
         prepare(folder, recipe, tokenizer, parts, None)
     return folder
@@ -91,6 +91,14 @@ def task(folder: Path, name: str, number: int, of: int, judge_of: JudgeOf) -> No
             perform(stages[name], job, open_task)
     if stages[name] is FINISH:
         place(job.folder)
+
+
+def planned(paths: Sequence[str | Path]) -> list[Part]:
+    """The parts of the input, by absolute paths: tasks may run elsewhere. Raises ValueError where there is no file."""
+    local = [path if "://" in str(path) else Path(path).absolute() for path in paths]
+    if parts := plan_parts(local, files.PART_BYTES):
+        return parts
+    raise ValueError("there is no file at the paths given: name files of text, or folders that hold some")
 
 
 def check(recipe: Recipe) -> None:
@@ -116,6 +124,8 @@ def prepare(
     folder: Path, recipe: Recipe, tokenizer: AnyTokenizer, parts: Sequence[Part], judge: Callable[[], Judge] | None
 ) -> Job:
     """What all tasks need, in the work folder; written once."""
+    forget()
+    curator.cache_clear()
     job = Job(folder, recipe, len(parts), judge)
     whole = folder / "prepared"
     if not whole.exists():

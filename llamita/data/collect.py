@@ -1,5 +1,6 @@
 """Stage `read`: one part of the input, through its own decisions, to Parquet and hashes."""
 
+import re
 from collections.abc import Callable
 from contextlib import closing
 from functools import lru_cache
@@ -18,6 +19,10 @@ from llamita.data.recipe import Recipe
 if TYPE_CHECKING:
     import pyarrow
 
+# Year, and as much as there is of month, day, hour, minute and second; with or without what stands between.
+ISO_DATE = re.compile(
+    r"((?:19|20)\d\d)(?:-?(\d\d))?(?:-?(\d\d))?(?:[T ]?(\d\d))?(?::?(\d\d))?(?::?(\d\d))?(?!\d)", re.ASCII
+)
 REMOVED = ("name", "source", "url", "lang", "kind")
 
 
@@ -87,9 +92,9 @@ def hashes(block: Block, recipe: Recipe) -> dict[str, np.ndarray]:
 
 
 def date_number(date: str) -> int:
-    """2013-05-18T20:31:00Z as 20130518203100, so that later is larger; 0 where there is none."""
-    digits = "".join(char for char in date if char.isdecimal() and char.isascii())[:14]
-    return int(digits.ljust(14, "0")) if len(digits) >= 4 else 0
+    """2013-05-18T20:31:00Z as 20130518203100, so that later is larger; 0 for none and for dates written otherwise."""
+    parts = ISO_DATE.match(date)
+    return int("".join(part or "00" for part in parts.groups())) if parts else 0
 
 
 @lru_cache(maxsize=1)

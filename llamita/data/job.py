@@ -102,6 +102,12 @@ def _docs_and_bytes(marker: Path) -> tuple[int, int]:
     return facts["docs"], facts["bytes"]
 
 
+def forget() -> None:
+    """What was read of an earlier build in this process, whose folder may have had the same name."""
+    _docs_and_bytes.cache_clear()
+    _tokenizer.cache_clear()
+
+
 @lru_cache(maxsize=1)
 def _tokenizer(folder: Path) -> AnyTokenizer:
     """Once a process."""

@@ -4,6 +4,7 @@ Files are untrusted: they are streamed, what cannot be read is counted by reason
 larger than MAX_BYTES, however small it was packed.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import count
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from llamita.data.document import MAX_BYTES, Document, Mode, decoded, of_html
+from llamita.data.engine import Stopped
 from llamita.data.files import ARCHIVES, DAMAGE, PART_BYTES, Part, Piece, Skipped, Told, first_line, opened, plan_parts
 from llamita.data.rows import json_file, json_rows, parquet_rows
 from llamita.data.warc import arc_pages, warc_pages
@@ -85,6 +87,8 @@ class Reader(Iterator[Document]):
 
 
 def read_piece(piece: Piece, skipped: Skipped, extract: Mode, told: Told = lambda raw: None) -> Iterator[Document]:
+    if "://" not in piece.path and not os.path.lexists(piece.path):
+        raise Stopped(f"{piece.path} was there when the build was planned, and is not now: bring it back, and go on")
     if "://" not in piece.path and not Path(piece.path).is_file():
         skipped.add("not a file", piece.name)
         return

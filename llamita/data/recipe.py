@@ -97,6 +97,16 @@ class Recipe:
     def __post_init__(self) -> None:
         if not 0 < self.heldout_share < 1:
             raise ValueError(f"heldout_share must lie between 0 and 1, both excluded, not {self.heldout_share}")
+        for name in ("lines_more_than", "substring_bytes"):
+            if getattr(self.dedup, name) < 0:
+                raise ValueError(f"dedup.{name} must be 0 (off) or more, not {getattr(self.dedup, name)}")
+        if self.dedup.bucket_docs < 1:
+            raise ValueError(f"dedup.bucket_docs must be at least 1, not {self.dedup.bucket_docs}")
+        strange = [code for code in self.language.keep if not (code.islower() and len(code) in (2, 3))]
+        if strange:
+            raise ValueError(f"language.keep: {strange[0]!r} is no code of ISO 639; write en, de, und")
+        if self.quality.max_bits_per_byte and not self.quality.model:
+            raise ValueError("quality.max_bits_per_byte asks for quality.model: name the model that measures them")
         if not 0 < self.dedup.similarity <= 1:
             raise ValueError(f"dedup.similarity must be more than 0 and at most 1, not {self.dedup.similarity}")
 

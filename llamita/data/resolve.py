@@ -32,11 +32,12 @@ def num_ranges(job: Job) -> int:
 
 
 def match(job: Job, number: int, tick: Tick) -> Facts:
-    (way, column), share = ways(job)[number // num_ranges(job)], number % num_ranges(job)
+    ranges = num_ranges(job)
+    (way, column), share = ways(job)[number // ranges], number % ranges
     numbers, hashes = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
     for part, first in enumerate(job.firsts[:-1]):
         rows = job.rows(part, "bands")[:, column] if way == "near" else job.rows(part, way)
-        inside = np.flatnonzero((rows != 0) & (rows % np.uint64(num_ranges(job)) == share))
+        inside = np.flatnonzero((rows != 0) & (rows % np.uint64(ranges) == share))
         numbers.append(first + inside)
         hashes.append(duplicates.scoped(rows[inside], job.rows(part, "scope")[inside]))
     places = np.concatenate(numbers)
@@ -81,7 +82,7 @@ def resolve(job: Job, number: int, tick: Tick) -> Facts:
             pairs = [(*edges[i].tolist(), float(similarity[i])) for i in fresh]
         root = duplicates.clusters(total, edges)
         alive = drop == 0
-        stays = duplicates.keep(root, "first" if way == "exact" else job.recipe.dedup.keep, sizes, dates, alive)
+        stays = duplicates.keep(root, job.recipe.dedup.keep, sizes, dates, alive)
         drop[alive & ~stays] = code
         copies = np.maximum(copies, np.bincount(root, minlength=total)[root].astype(np.uint32))
     for part, first in enumerate(job.firsts[:-1]):
@@ -98,7 +99,8 @@ def _joined(job: Job, what: str) -> np.ndarray:
 
 def _edges(job: Job, way: str) -> tuple[np.ndarray, np.ndarray]:
     """The pairs that a way found, each once, and how alike they are."""
-    tasks = [number for number in range(MATCH.count(job)) if ways(job)[number // num_ranges(job)][0] == way]
+    ranges, of = num_ranges(job), ways(job)
+    tasks = [number for number in range(MATCH.count(job)) if of[number // ranges][0] == way]
     edges = np.concatenate([np.empty((0, 2), np.int64), *(job.load("match", task, "edges") for task in tasks)])
     alike = np.concatenate([np.empty(0, np.float32), *(job.load("match", task, "similarity") for task in tasks)])
     edges, first = np.unique(edges, axis=0, return_index=True)

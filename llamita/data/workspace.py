@@ -24,7 +24,8 @@ def is_corpus_or_empty(folder: Path) -> bool:
 @contextmanager
 def workspace(out: Path, key: str) -> Iterator[Path]:
     """A folder to work in, as a killed build of the same `key` left it; afterwards, if a whole corpus lies in it, that
-    takes the place of `out`. After an error (but Stopped) all is gone and `out` is as it was.
+    takes the place of `out`. After bad input all is gone and `out` is as it was; what is no fault of the
+    input (a full disk, too little memory, a signal) leaves the finished tasks for the same command.
 
     Raises ValueError: another process builds there, or what stands at `out` is no corpus and would be deleted.
     """
@@ -42,10 +43,9 @@ def workspace(out: Path, key: str) -> Iterator[Path]:
             yield work
             if (work / "corpus" / "manifest.json").exists():
                 place(work)
-        except (Stopped, KeyboardInterrupt):
-            raise
-        except BaseException:
-            shutil.rmtree(work)
+        except ValueError as error:
+            if not isinstance(error, Stopped):
+                shutil.rmtree(work)
             raise
 
 
