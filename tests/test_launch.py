@@ -44,6 +44,7 @@ def test_a_slurm_job_goes_on_where_it_made_a_checkpoint(tmp_path, capsys, code, 
     words = (tmp_path / "words").read_text().splitlines()
     assert "--rdzv-endpoint=first:29400" in words and "--nnodes=2" in words and "--nproc-per-node=4" in words
     assert words[-8:] == ["-m", "llamita", *WORDS[1:]]
+    assert "export TORCH_FR_BUFFER_SIZE=2000 TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in script
     assert "#SBATCH --gpus-per-node=4" in script and "#SBATCH --signal=TERM@300" in script
 
 
@@ -53,7 +54,8 @@ def test_a_kubernetes_job_and_its_service_agree(capsys):
     container = template["spec"]["containers"][0]
     assert service["metadata"]["name"] == template["spec"]["subdomain"]
     assert service["spec"]["selector"] == template["metadata"]["labels"]
-    assert container["env"] == [{"name": "HEAD", "value": "llamita-0.llamita"}]
+    assert container["env"][0] == {"name": "HEAD", "value": "llamita-0.llamita"}
+    assert container["env"][-1] == {"name": "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "value": "1"}
     assert "--rdzv-endpoint=$(HEAD):29400" in container["command"] and container["command"][-6:] == WORDS[1:]
     assert job["spec"]["completions"] == job["spec"]["parallelism"] == 3
     assert container["resources"] == {"limits": {"nvidia.com/gpu": 8}}

@@ -18,7 +18,7 @@ class Layout:
     pp: int = 1
     """Pipeline: stages of layers, one after another."""
     dp: int = 1
-    """Copies of the sharded model, gradients averaged over them (with fsdp: HSDP)."""
+    """Copies of the sharded model, gradients summed over them (with fsdp: HSDP)."""
     fsdp: int = 0
     """Ranks that share one copy of weights, gradients and optimizer; 0 is all ranks that the other axes leave."""
     cp: int = 1
@@ -69,6 +69,11 @@ class Layout:
         for axis in AXES:
             rank = rank * getattr(self, axis) + coordinates[axis]
         return rank
+
+    @property
+    def stages_per_rank(self) -> int:
+        """Stages of the pipeline that each rank of pp holds."""
+        return 1 if self.schedule == "1f1b" else 2
 
     @property
     def num_data_ranks(self) -> int:

@@ -15,6 +15,9 @@ PORT = 29_400
 RESTARTS = 3  # of all processes together, when one dies; they go on from the newest checkpoint
 
 FAILURES = 100  # of a job whose scheduler does not look for new checkpoints
+# The flight recorder, so that a hang can be explained; and a store of its own for each start, without which gloo finds
+# the addresses of the dead (6 of 6 restarts failed so, LOG.md).
+SETTINGS = {"TORCH_FR_BUFFER_SIZE": "2000", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ def slurm(words: Sequence[str], cluster: Cluster, time: str) -> str:
         f"#SBATCH --open-mode=append\n#SBATCH --output={cluster.name}-%j.log\n"
         f"# The run is told {cluster.grace} s before the end, writes a checkpoint, and stops.\n"
         f"#SBATCH --signal=TERM@{cluster.grace}\n\n"
+        f"export {' '.join(f'{name}={value}' for name, value in SETTINGS.items())}\n"
         f"newest() {{ ls {checkpoints} 2>/dev/null | tail -n 1; }}\n"
         'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)\n'
         "before=$(newest)\n"
@@ -85,7 +89,7 @@ def kubernetes(words: Sequence[str], cluster: Cluster, image: str, volume: str) 
     head = f"{cluster.name}-0.{cluster.name}"
     container: dict[str, Any] = {
         "name": "llamita", "image": image, "command": command, "workingDir": "/work", "resources": resources,
-        "env": [{"name": "HEAD", "value": head}],
+        "env": [{"name": name, "value": value} for name, value in {"HEAD": head, **SETTINGS}.items()],
         "volumeMounts": [{"name": "work", "mountPath": "/work"}, {"name": "shm", "mountPath": "/dev/shm"}],
     }  # fmt: skip
     pod = {
