@@ -148,7 +148,7 @@ def loss_against_twin(rank):
     whole = plain_loss.reference_cross_entropy(hidden_MD, weight_VD, targets_M)
     whole_grads = torch.autograd.grad(whole * 0.3, (hidden_MD, weight_VD))
     cut_VD = DTensor.from_local(weight_VD.detach().chunk(2)[rank], tp, [Shard(0)]).requires_grad_()
-    with mock.patch.object(loss, "_chunk_rows", lambda vocab_size: 100):
+    with mock.patch.object(plain_loss, "_chunk_rows", lambda vocab_size: 100):
         ours = loss.linear_cross_entropy(hidden_MD, cut_VD, targets_M)
     grad_MD, grad_VD = torch.autograd.grad(ours * 0.3, (hidden_MD, cut_VD))
     dist.all_reduce(grad_MD)

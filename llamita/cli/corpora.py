@@ -27,7 +27,7 @@ class Built:
     ray: str | None = None
     """Address of a Ray cluster that does the tasks; "" starts one here."""
     slurm: int = 0
-    """Do nothing but write submit.sh beside the corpus: Slurm arrays of so many tasks."""
+    """Do nothing but write CORPUS-submit.sh beside the corpus: Slurm arrays of so many tasks."""
 
 
 def build(built: Built) -> None:

@@ -15,7 +15,9 @@ def launch(words: list[str]) -> Callable[..., None]:
         on: Positional[Literal["slurm", "kubernetes", "ray"]], cluster: OmitArgPrefixes[Cluster] = Cluster(),  # noqa: B008
         time: str = "1-00:00:00", image: str = "llamita", volume: str = "llamita",
     ) -> None:  # fmt: skip
-        """Hand a run to a scheduler: `llamita launch slurm --nodes 2 -- train 100m --dir FOLDER ...`.
+        """Hand a run to a scheduler: `llamita launch slurm -- train 100m --dir FOLDER ...`.
+
+        Training does not yet share a run between processes: give it --nodes 1 --processes 1.
 
         Args:
             on: slurm (a script for sbatch), kubernetes (for kubectl apply -f -), or ray (runs it).

@@ -3,11 +3,14 @@
 Shapes: M tokens, D dim, V vocab_size. A target of -1 bears no loss.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 NO_LOSS = -1
+SoftmaxGradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def reference_cross_entropy(hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor) -> Tensor:
@@ -18,7 +21,13 @@ def reference_cross_entropy(hidden_MD: Tensor, weight_VD: Tensor, targets_M: Ten
 
 def linear_cross_entropy(hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor) -> Tensor:
     """The same sum; gradients are formed chunk by chunk in the forward pass. Matmuls run in hidden's dtype."""
-    return _LinearCrossEntropy.apply(hidden_MD, weight_VD, targets_M)
+    return in_chunks(hidden_MD, weight_VD, targets_M, _softmax_gradient)
+
+
+def in_chunks(hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor, softmax_gradient: SoftmaxGradient) -> Tensor:
+    """The sum over chunks of tokens of what `softmax_gradient` makes of a chunk's logits [m, V] and targets [m]: the
+    loss, and its gradient by the logits, whose memory it may use."""
+    return _LinearCrossEntropy.apply(hidden_MD, weight_VD, targets_M, softmax_gradient)
 
 
 def _widen(x: Tensor) -> Tensor:
@@ -33,7 +42,9 @@ def _chunk_rows(vocab_size: int) -> int:
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor) -> Tensor:
+    def forward(
+        ctx, hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor, softmax_gradient: SoftmaxGradient
+    ) -> Tensor:
         wide = torch.promote_types(weight_VD.dtype, torch.float32)
         grad_hidden_MD = torch.empty_like(hidden_MD)
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=wide)
@@ -43,7 +54,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             narrow_VD = weight_VD.to(hidden_MD.dtype)
             for start in range(0, hidden_MD.shape[0], rows):
                 chunk = slice(start, start + rows)
-                loss, grad_logits_mV = _softmax_gradient(_widen(hidden_MD[chunk] @ narrow_VD.t()), targets_M[chunk])
+                loss, grad_logits_mV = softmax_gradient(_widen(hidden_MD[chunk] @ narrow_VD.t()), targets_M[chunk])
                 total += loss
                 grad_logits_mV = grad_logits_mV.to(hidden_MD.dtype)
                 torch.mm(grad_logits_mV, narrow_VD, out=grad_hidden_MD[chunk])
@@ -58,6 +69,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (
             grad_hidden_MD * grad_total.to(grad_hidden_MD.dtype),
             (grad_weight_VD * grad_total).to(ctx.weight_dtype),
+            None,
             None,
         )
 

@@ -46,7 +46,7 @@ class Cluster:
 def torchrun(words: Sequence[str], cluster: Cluster, head: str, python: str) -> list[str]:
     """The command of each machine; `head` is the name of the one that the others meet at."""
     if not words or words[0] not in ("train", "sft") or "--dir" not in words[:-1]:
-        raise ValueError("name the run behind --: llamita launch slurm --nodes 2 -- train 100m --dir runs/mine ...")
+        raise ValueError("name the run behind --: llamita launch slurm -- train 100m --dir runs/mine ...")
     return [
         python, "-m", "torch.distributed.run", f"--nnodes={cluster.nodes}", f"--nproc-per-node={cluster.processes}",
         "--rdzv-backend=c10d", f"--rdzv-endpoint={head}:{PORT}", f"--max-restarts={RESTARTS}", "-m", "llamita", *words,
