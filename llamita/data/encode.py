@@ -3,7 +3,6 @@
 The held-out documents are those whose key lies below the border, so each split and each slice of it is one stretch.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llamita.data import duplicates, lines, substrings
-from llamita.data.collect import REMOVED, Table
+from llamita.data import duplicates, language, lines, substrings
+from llamita.data.collect import REMOVED, Table, curator
 from llamita.data.curate import STAYS, Block, Removed, replaced
 from llamita.data.engine import Facts, Stage, Tick
 from llamita.data.job import Job, a_part
@@ -39,10 +38,12 @@ def order_keys(ids: np.ndarray, seed: int) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def fast_twin(tokenizer: Tokenizer, folder: Path) -> "Bulk":
-    """Once a process. `folder` = where the tokenizer was saved."""
+    """Once a process, in the place of the models of stage `read`. `folder` = where the tokenizer was saved."""
+    curator.cache_clear()
+    language.forget()
     from llamita.tokenizer.bulk import Bulk
 
-    return Bulk(tokenizer, json.loads((folder / JSON_NAME).read_bytes()))
+    return Bulk(tokenizer, (folder / JSON_NAME).read_bytes())
 
 
 def encoded(texts: list[str], tokenizer: AnyTokenizer, bulk: "Bulk | None") -> Iterable[Sequence[int] | np.ndarray]:

@@ -237,6 +237,11 @@ def _model() -> _Model:
     )
 
 
+def forget() -> None:
+    """Let go of the model."""
+    _model.cache_clear()
+
+
 def _probabilities(strings: Strings, model: _Model) -> np.ndarray:
     """By column of the model, float32 [D, C]; tempered by the length, as py3langid does."""
     scores = _weights_summed(strings.data, strings.offsets, *model[:4])

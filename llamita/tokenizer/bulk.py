@@ -150,19 +150,19 @@ class Bulk:
     """`tokenizer.encode` for many texts at a time. One thread may use it at a time.
 
     `engine` is "gigatoken", or "tiktoken" where gigatoken is not installed or fails its trial; `why` then gives
-    the reason, else "". Making one takes about 2 s with Meta's vocabulary, less where `whole`, the content of
+    the reason, else "". Making one takes about 2 s with Meta's vocabulary, less where `saved`, the content of
     its tokenizer.json, is at hand.
     """
 
-    def __init__(self, tokenizer: Tokenizer, whole: dict[str, Any] | None = None):
+    def __init__(self, tokenizer: Tokenizer, saved: bytes = b""):
         self.tokenizer = tokenizer
         self._fast: Any = None
-        self.why = self._begin(whole)
+        self.why = self._begin(saved)
         if self.why:
             self._fast = None
         self.engine = "tiktoken" if self.why else "gigatoken"
 
-    def _begin(self, whole: dict[str, Any] | None) -> str:
+    def _begin(self, saved: bytes) -> str:
         """Build gigatoken's engine and hold it against tiktoken; what speaks against it, or ""."""
         try:
             from gigatoken import Tokenizer as Gigatoken
@@ -174,7 +174,7 @@ class Bulk:
         try:
             self._strange = _strangers(self._from_json)
             self._suspect = _suspects(self.tokenizer.tokens, self._strange)
-            self._json = _engine_json(whole or emit.tokenizer_json(self.tokenizer))
+            self._json = _engine_json(json.loads(saved) if saved else emit.tokenizer_json(self.tokenizer))
             self._renew()
             wrong = _differing(texts, self._encode(texts), _by_tiktoken(self.tokenizer, texts))
             self._renew()  # a cache full of the trial's words makes the first pass a sixth slower
