@@ -14,11 +14,15 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Metrics:
-    """Appends one JSON object a line to `metrics.jsonl`; each line is flushed, so that a kill loses at most one."""
+    """Appends one JSON object a line to `metrics.jsonl`; each line is flushed, so that a kill loses at most one.
 
-    def __init__(self, path: Path, stage: str):
+    Without a path lines are dropped: of the ranks of a run, one writes."""
+
+    def __init__(self, path: Path | None, stage: str):
         self.stage = stage
-        self.file = path.open("a+b")
+        self.file = (path or Path(os.devnull)).open("a+b")
+        if path is None:
+            return
         if self.file.tell() and (self.file.seek(-1, os.SEEK_END), self.file.read(1))[1] != b"\n":
             self.file.write(b"\n")  # a kill tore the last line: close it, so that readers drop it alone
 

@@ -10,46 +10,46 @@ import signal
 import sys
 from pathlib import Path
 
-import safetensors.torch
 import torch
 
-from llamita.train import loop, state
+from llamita.checkpoint import shards
+from llamita.train.compute import Compute
 from tests.training import trainer
 
 folder, mode = Path(sys.argv[1]), sys.argv[2]
-real_save, saves = safetensors.torch.save_model, []
+real_write, saves = shards.write, []
 
 
-def deadly_save(model, path):
+def deadly_write(path, pieces, load):
     saves.append(path)
-    real_save(model, path)
+    described = real_write(path, pieces, load)
     if mode == "die" and len(saves) == 3:
         os.truncate(path, os.path.getsize(path) // 2)
         os.kill(os.getpid(), signal.SIGKILL)
+    return described
 
 
-state.safetensors.torch.save_model = deadly_save
-real_accumulate = loop.accumulate
+shards.write = deadly_write
+real_gradients = Compute.gradients
 
 
-def recorded(model, batch, *args):
+def recorded(compute, batch, *sizes):
+    if mode == "die" and batch.first == 15 * 4:
+        run.saver.wait()  # which it does not survive
     digest = hashlib.sha256(batch.inputs_BT.numpy().tobytes() + batch.targets_BT.numpy().tobytes()).hexdigest()
     with (folder / "drawn.txt").open("a") as file:
         file.write(f"{batch.first} {digest}\n")
-    return real_accumulate(model, batch, *args)
+    return real_gradients(compute, batch, *sizes)
 
 
-loop.accumulate = recorded
+Compute.gradients = recorded
 folder.mkdir(parents=True, exist_ok=True)
 torch.rand(5 if mode == "die" else 0)  # the global generator must come from the checkpoint, not from chance
 run = trainer(folder)
 run.fit()
 end = {
     "weights": [weight.detach().numpy().tobytes() for weight in run.model.parameters()],
-    "optimizer": [
-        [value.numpy().tobytes() for slot in part["state"].values() for value in slot.values()]
-        for part in run.optimizer.state_dict()
-    ],
+    "optimizer": [value.numpy().tobytes() for kinds in run.optimizer.state_dict().values() for value in kinds.values()],
     "draws": torch.rand(8).numpy().tobytes(),
 }
 (folder / "end.txt").write_text("\n".join(f"{k} {hashlib.sha256(pickle.dumps(v)).hexdigest()}" for k, v in end.items()))

@@ -168,7 +168,7 @@ def test_a_corrupt_shard_is_refused_by_name(world, capsys, tmp_path):
 
 def test_a_truncated_checkpoint_falls_back_and_says_so(world, capsys, tmp_path):
     subprocess.run(["cp", "-r", str(world / "run"), str(tmp_path / "run")], check=True)
-    os.truncate(tmp_path / "run/checkpoints/step_00000020/model.safetensors", 999)
+    os.truncate(tmp_path / "run/checkpoints/step_00000020/rank_00000.safetensors", 999)
     code, _, err = run(capsys, *train_words(world, tmp_path / "run"), "--checkpoint.every", "10")
     assert code == 0 and "checkpoint of step 20 is damaged" in err and "resumed from the checkpoint of step 10" in err
 

@@ -26,8 +26,8 @@ def test_files_and_functions_stay_short():
     assert [(path.name, name, size) for path in FILES for name, size in functions(path) if size > 60] == []
 
 
-def test_the_whole_package_stays_within_its_budget_of_25000_lines():
-    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 25_000
+def test_the_whole_package_stays_within_its_budget_of_30000_lines():
+    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 30_000
 
 
 def test_the_model_is_one_file_of_at_most_300_lines():

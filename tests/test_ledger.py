@@ -103,7 +103,7 @@ def trained(tmp_path_factory, request):
     seen = []
     real = loop.Trainer._step
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Trainer, "_step", lambda self, batch: seen.append(batch) or real(self, batch))
+        patch.setattr(loop.Trainer, "_step", lambda self, batch, size: seen.append(batch) or real(self, batch, size))
         stages.pretrain(run, home / "run", prompts=[])
     return home / "run", seen
 

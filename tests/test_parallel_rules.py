@@ -107,8 +107,9 @@ def test_a_possible_layout_is_let_through(weights):
         (Layout(fsdp=1, pp=64, schedule="interleaved"), {"shape": LLAMA}, "of 126 layers: use pp 63 or less"),
         (Layout(fsdp=1, tp=2), {"seq_len": 63}, "data.seq_len 63 is cut into tp = 2 equal pieces: use 62 or 64"),
         (Layout(fsdp=1, cp=2, tp=2), {"seq_len": 60}, "2 x cp x tp = 8 equal pieces: use 56 or 64"),
-        (Layout(fsdp=4), {"batch_size": 6}, "dp x fsdp x micro_batch_size = 4: use 4 or 8"),
-        (Layout(fsdp=4, dp=2), {"batch_size": 4}, "dp x fsdp x micro_batch_size = 8: use 8"),
+        (Layout(fsdp=4, pp=2), {"shape": LLAMA, "batch_size": 6}, "dp x fsdp x micro_batch_size = 4: use 4 or 8"),
+        (Layout(fsdp=2, cp=2, compile=True), {}, "not proven with cp"),
+        (Layout(fsdp=4, dp=2), {"batch_size": 4}, "no row for each of dp x fsdp = 8 ranks: use 8"),
         (Layout(fsdp=2, pp=4), {"shape": LLAMA, "batch_size": 6}, "run 3 micro-batches a step through pp 4: use "
          "batch_size 8, which makes 4"),
         (Layout(fsdp=1, pp=4, schedule="zero-bubble"), {"shape": LLAMA, "batch_size": 9}, "use batch_size 10"),

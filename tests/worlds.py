@@ -22,7 +22,7 @@ import torch.distributed as dist
 class Outcome:
     """How one rank ended: with a value, with an error's traceback, or with neither (killed, exited, or out of time)."""
 
-    value: Any = None
+    value: Any = field(default=None, repr=False)
     error: str = field(default="", repr=False)
     exit_code: int | None = None
     timed_out: bool = False

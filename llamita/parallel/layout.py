@@ -71,6 +71,11 @@ class Layout:
         return rank
 
     @property
+    def is_whole(self) -> bool:
+        """Whether each rank has a whole forward pass: weights may be sharded, layers, rows and matrices are not cut."""
+        return self.pp == self.cp == self.tp == 1
+
+    @property
     def stages_per_rank(self) -> int:
         """Stages of the pipeline that each rank of pp holds."""
         return 1 if self.schedule == "1f1b" else 2

@@ -32,7 +32,8 @@ SCHEDULES: dict[str, Any] = {
 class MicroBatch(Protocol):
     """What is read of a batch here."""
 
-    inputs_BT: Tensor
+    @property
+    def inputs_BT(self) -> Tensor: ...
 
 
 def layer_counts(num_layers: int, num_stages: int) -> list[int]:

@@ -101,6 +101,19 @@ def check(layout: Layout, shape: Sizes, *, seq_len: int, batch_size: int, micro_
         raise ValueError(
             f"data.seq_len {seq_len} is cut into {cut} = {pieces} equal pieces: use {_around(seq_len, pieces)}"
         )
+    if layout.compile and (layout.cp > 1 or (layout.pp > 1 and layout.schedule == "zero-bubble")):
+        raise ValueError("parallel.compile is not proven with cp or with a zero-bubble pipeline: leave it false")
+    if layout.pp > 1:
+        _check_pipeline_rows(layout, batch_size, micro_batch_size)
+    elif batch_size < layout.num_data_ranks:
+        raise ValueError(
+            f"batch_size {batch_size} has no row for each of dp x fsdp = {layout.num_data_ranks} ranks: use "
+            f"{layout.num_data_ranks} or more"
+        )
+
+
+def _check_pipeline_rows(layout: Layout, batch_size: int, micro_batch_size: int) -> None:
+    """A pipeline takes micro-batches of one size, as many as its schedule can run."""
     each = layout.num_data_ranks * micro_batch_size
     if batch_size % each:
         raise ValueError(
@@ -119,7 +132,7 @@ def check(layout: Layout, shape: Sizes, *, seq_len: int, batch_size: int, micro_
 def _fills(layout: Layout, micro_batches: int) -> bool:
     """Whether torch.distributed.pipelining's schedule takes so many micro-batches."""
     if layout.schedule == "1f1b":
-        return micro_batches >= layout.pp or layout.pp == 1
+        return micro_batches >= layout.pp
     return micro_batches % max(1, micro_batches // layout.pp) == 0  # in rounds of equal size, each of pp or a few more
 
 

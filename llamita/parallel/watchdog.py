@@ -45,18 +45,21 @@ class Stop:
 
     The loop adds `int(stop.asked)` up over all ranks with the loss of each step; when any is set all save a checkpoint
     and leave with `STOPPED`. torchrun gives its workers 30 s, Kubernetes 30 s and Slurm 30 s (KillWait) unless told
-    otherwise. Listens within its `with` block, which only a main thread may enter.
+    otherwise. Listens within its `with` block; only a main thread hears signals (Ray runs training in another).
     """
 
     def __init__(self) -> None:
         self.asked = False
+        self.hears = threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> "Stop":
-        self.before = signal.signal(signal.SIGTERM, self._ask)
+        if self.hears:
+            self.before = signal.signal(signal.SIGTERM, self._ask)
         return self
 
     def __exit__(self, *failure: object) -> None:
-        signal.signal(signal.SIGTERM, self.before)
+        if self.hears:
+            signal.signal(signal.SIGTERM, self.before)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True

@@ -1,6 +1,5 @@
 """A model card: what the run, or the model that was imported, knows of itself, and nothing else."""
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from llamita.data.shards import Manifest
 from llamita.formats import gguf
 from llamita.model.shape import Shape
 from llamita.recipes import stages
+from llamita.train import state
 from llamita.train.run import Run
 
 _LICENSE = re.compile(r"[\w.\-]{1,80}")
@@ -65,12 +65,12 @@ def _of_base(folder: Path) -> list[str]:
 def _training(folder: Path) -> list[str]:
     found = stages.newest(folder)
     run = config.load(Run, found / "run.toml")
-    counters = json.loads((found / "counters.json").read_text())
+    counters = state.counters(found)
     lines = [
-        f"recipe `{run.name}`: {counters['step']:,} steps of {run.batch_size} rows of {run.data.seq_len} tokens, "
-        f"{counters['tokens']:,} tokens learnt from, {run.precision}, {run.optim.kind}",
-        f"{counters['tokens'] * run.shape.train_flops_per_token(run.data.seq_len):.3g} FLOPs "
-        f"in {log.duration(counters['elapsed'])} of training",
+        f"recipe `{run.name}`: {counters.step:,} steps of {run.batch_size} rows of {run.data.seq_len} tokens, "
+        f"{counters.tokens:,} tokens learnt from, {run.precision}, {run.optim.kind}",
+        f"{counters.tokens * run.shape.train_flops_per_token(run.data.seq_len):.3g} FLOPs "
+        f"in {log.duration(counters.elapsed)} of training",
     ]
     if run.data.corpus and (Path(run.data.corpus) / "manifest.json").is_file():
         manifest = Manifest.read(Path(run.data.corpus))

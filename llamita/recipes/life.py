@@ -33,7 +33,8 @@ from llamita.recipes.runs import sources
 from llamita.report import page
 from llamita.serve.llm import LLM
 from llamita.tokenizer import Tokenizer
-from llamita.train.loop import accumulate
+from llamita.train import state
+from llamita.train.compute import accumulate
 from llamita.train.optim import Optimizer
 from llamita.train.run import Run
 
@@ -208,7 +209,7 @@ class Lifetime:
     def results(self, corpus: Corpus, tokenizer: Tokenizer, conversations: list[list[sft.Message]]) -> dict[str, Any]:
         model, _ = stages.open_model(self.folder)
         found = stages.heldout_bits(model, corpus, window=model.shape.max_seq_len, precision="bf16")
-        counters = json.loads((stages.newest(self.folder) / "counters.json").read_text())
+        counters = state.counters(stages.newest(self.folder))
         llm = LLM.load(self.folder)
         asked = [messages[0]["content"] for messages in conversations[::50][:3]]
         if not (self.life.text or self.life.hub):
@@ -222,12 +223,12 @@ class Lifetime:
         ]
         return {
             "parameters": model.shape.num_params,
-            "tokens": counters["tokens"],
+            "tokens": counters.tokens,
             **found,
             **bits.compressors(stages.heldout_text(corpus, tokenizer)),
             "heldout_bytes": corpus.split("heldout").num_bytes,
-            "tokens_per_second": counters["tokens"] / counters["elapsed"],
-            "train_flops": counters["tokens"] * model.shape.train_flops_per_token(demo_run().data.seq_len),
+            "tokens_per_second": counters.tokens / counters.elapsed,
+            "train_flops": counters.tokens * model.shape.train_flops_per_token(demo_run().data.seq_len),
             "peak_memory_gib": runtime.peak_memory_gib(torch.device("cpu")),
             "chat_examples": examples,
         }

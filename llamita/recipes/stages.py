@@ -2,28 +2,30 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from llamita import config, log
+from llamita import config, log, runtime
 from llamita.align import sft
 from llamita.checkpoint import store
-from llamita.data import mix
-from llamita.data.pack import PackedRows, packed
+from llamita.data import ledger, mix
+from llamita.data.pack import Batch, PackedRows, collate, packed
 from llamita.data.sampler import Phase, Sampler
 from llamita.data.shards import Corpus
 from llamita.eval import bits
 from llamita.formats import open
 from llamita.model.llama import Llama
 from llamita.model.llama import build as build_model
+from llamita.parallel import mesh
 from llamita.serve.engine import Engine, Sampling
 from llamita.tokenizer.carried import AnyTokenizer
 from llamita.tokenizer.chat import render
 from llamita.tokenizer.opened import open_tokenizer
-from llamita.train import state
+from llamita.train import schedule, state
 from llamita.train.loop import Trainer, Watch
 from llamita.train.run import Run
 
@@ -57,7 +59,8 @@ def mixed_rows(run: Run, corpus: Corpus, kept: Path | None = None) -> tuple[list
     split, blends = corpus.split("train"), mix.parse(run.data.mix)
     pools, packings = packed(split, run.data.mix, run.data.seq_len, corpus.manifest.fingerprint, kept)
     rows = [PackedRows(split, run.data.seq_len, packing=packing) for packing in packings]
-    first, *later = [Phase(*each) for each in mix.schedule(pools, blends, run.steps, run.batch_size)]
+    starts = mix.schedule(pools, blends, run.steps, 1)
+    first, *later = [Phase(schedule.first_sample(run, step), weights) for step, weights in starts]
     return rows, Sampler([len(each) for each in rows], first.weights, run.data.seed, later), pools
 
 
@@ -71,15 +74,22 @@ def pretrain(run: Run, folder: Path, *, prompts: list[str], sources: Sources | N
     """Train from the run's corpus into a run folder, going on from its newest whole checkpoint."""
     corpus, tokenizer = open_corpus(run)
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, fingerprint=corpus.manifest.fingerprint))
-    rows, sampler, pools = mixed_rows(run, corpus, folder / "packing")
-    samples = run.steps * run.batch_size
+    mesh.join(runtime.pick_device(run.device).type)
+    rows, sampler, pools = mesh.first_rank_first(lambda: mixed_rows(run, corpus, folder / "packing"))
+    samples = schedule.first_sample(run, run.steps)
     for line in mix.advice(pools, sampler.num_rows, [count / samples for count in sampler.drawn(samples)], samples):
         log.say(line)
-    watch = Watch(_heldout_bits(run, corpus, tokenizer), _samples(tokenizer, prompts))
+    watch = Watch(
+        _heldout_bits(run, corpus, tokenizer), _samples(tokenizer, prompts), _documents(corpus, rows, sampler),
+        None if run.parallel.is_whole else _heldout_rows(run, corpus),
+    )  # fmt: skip
     names = [pool.name for pool in pools] if run.data.mix else ()
-    model = fresh_model(run)
-    trainer = Trainer(run, folder, model, rows, sampler=sampler, pools=names, watch=watch, sources=sources)
-    tokenizer.save(folder / "tokenizer")
+    model = build_model(run.shape, device="meta")
+    trainer = Trainer(
+        run, folder, model, rows, first_rows=partial(model.first_rows, seed=run.seed), sampler=sampler, pools=names,
+        watch=watch, sources=sources,
+    )  # fmt: skip
+    mesh.first_rank_first(lambda: (folder / "tokenizer").exists() or tokenizer.save(folder / "tokenizer"))
     return trainer.fit()
 
 
@@ -101,7 +111,7 @@ def finetune(
     rows = PackedRows(examples, run.data.seq_len, masks=examples.masks, keep_whole=True)
     watch = Watch(_reply_loss(run, heldout), _replies(tokenizer, conversations[::50][:2]))
     trainer = Trainer(run, folder, model, [rows], stage="sft", watch=watch, sources=sources)
-    tokenizer.save(folder / "tokenizer")
+    mesh.first_rank_first(lambda: (folder / "tokenizer").exists() or tokenizer.save(folder / "tokenizer"))
     (folder / BASE).write_text(str(base.resolve()))
     return trainer.fit()
 
@@ -182,6 +192,22 @@ def _heldout_bits(run: Run, corpus: Corpus, tokenizer: AnyTokenizer, limit: int 
         return {"loss": nats / tokens, "bits_per_byte": bits.bits_per_byte(nats, num_bytes)}
 
     return evaluate
+
+
+def _heldout_rows(run: Run, corpus: Corpus) -> Batch:
+    """As many packed rows of held-out text as a step has, from the first on, and over again where there are fewer."""
+    rows = PackedRows(corpus.split("heldout"), run.data.seq_len)
+    return collate([rows[number % len(rows)] for number in range(run.batch_size)], 0)
+
+
+def _documents(corpus: Corpus, rows: list[PackedRows], sampler: Sampler) -> Callable[[int, int], tuple[str, ...]]:
+    """The names of the documents in some samples."""
+
+    def documents(first: int, count: int) -> tuple[str, ...]:
+        found = ledger.step(corpus, rows, sampler, range(first, first + count))
+        return tuple(dict.fromkeys(each["id"] for each in found["documents"]))
+
+    return documents
 
 
 def _reply_loss(run: Run, heldout: sft.Examples) -> Callable:

@@ -1,26 +1,31 @@
-"""The one training loop: a stream of rows, an objective, a Run. Evaluations and samples arrive as callables."""
+"""The one training loop: a stream of rows, an objective, a Run, and any number of ranks. Evaluations and samples arrive
+as callables."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from llamita import config, log, runtime
-from llamita.checkpoint import store
 from llamita.data.loader import batches
 from llamita.data.pack import Batch, Rows
-from llamita.data.sampler import Sampler
+from llamita.data.sampler import Sampler, shard_of
 from llamita.model.llama import Llama
-from llamita.train import state
-from llamita.train.objective import next_token, num_targets
+from llamita.parallel import mesh, reduce, replicas, rules
+from llamita.parallel.watchdog import STOPPED, Stop, Watchdog
+from llamita.train import incidents, schedule, state
+from llamita.train.average import EMA, kept
+from llamita.train.compute import Compute, FirstRows, rows_of
+from llamita.train.health import Guard
+from llamita.train.incidents import Incident
 from llamita.train.optim import Optimizer
 from llamita.train.run import Run
-from llamita.train.schedule import lr_ratio
 
-Objective = Callable[[Llama, Batch, torch.dtype], Tensor]
+PATIENT = 6  # times as long as a step may an evaluation or a checkpoint take before the watchdog barks
+PROBE = 10  # steps between two looks at how fast a rank's device is
 
 
 def no_evaluation(model: Llama) -> dict[str, float]:
@@ -31,44 +36,31 @@ def no_samples(model: Llama) -> list[tuple[str, str]]:
     return []
 
 
+def no_documents(first: int, count: int) -> tuple[str, ...]:
+    return ()
+
+
 @dataclass(frozen=True)
 class Watch:
     """What a run is watched by; called between steps, never changes the model.
 
-    `evaluate` returns metrics ("loss" in nats a token, "bits_per_byte"), `sample` pairs of prompt and text.
+    `evaluate` returns metrics ("loss" in nats a token, "bits_per_byte"), `sample` pairs of prompt and text, `documents`
+    the names of the documents in some samples (the first one's number, and how many), for the incident log. `heldout`
+    are `batch_size` rows that are scored instead where tp, cp or pp leave no rank a whole forward pass.
     """
 
     evaluate: Callable[[Llama], dict[str, float]] = no_evaluation
     sample: Callable[[Llama], list[tuple[str, str]]] = no_samples
-
-
-def micro_batches(batch: Batch, size: int) -> Iterator[Batch]:
-    """The batch in slices of `size` rows."""
-    for row in range(0, len(batch.starts), size):
-        part = slice(row, row + size)
-        yield Batch(batch.inputs_BT[part], batch.targets_BT[part], batch.starts[part], batch.first + row)
-
-
-def accumulate(
-    model: Llama, batch: Batch, micro_batch_size: int, dtype: torch.dtype, objective: Objective = next_token
-) -> float:
-    """Leave the gradient of the mean loss per target token of the whole batch; return that mean in nats.
-
-    The sum of every slice is divided by the tokens of all slices, so that the slicing changes nothing.
-    """
-    tokens = max(1, num_targets(batch))
-    total = 0.0
-    for part in micro_batches(batch, micro_batch_size):
-        device = part.inputs_BT.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            loss = objective(model, part, dtype) / tokens
-        loss.backward()
-        total += loss.item()
-    return total
+    documents: Callable[[int, int], tuple[str, ...]] = no_documents
+    heldout: Batch | None = None
 
 
 class Trainer:
-    """Brings a model from its newest whole checkpoint (or its start) to `run.steps`; may be killed at any instant."""
+    """Brings a model from its newest whole checkpoint (or its start) to `run.steps`; may be killed at any instant.
+
+    Every rank makes one, with the same arguments. A model on the meta device gets its first values from `first_rows`,
+    wherever a rank's part of it lies. Raises ValueError for a layout that the model, the rows or the ranks do not fit.
+    """
 
     def __init__(
         self,
@@ -77,6 +69,7 @@ class Trainer:
         model: Llama,
         rows: Sequence[Rows],
         *,
+        first_rows: FirstRows | None = None,
         stage: str = "train",
         sampler: Sampler | None = None,
         pools: Sequence[str] = (),
@@ -84,32 +77,43 @@ class Trainer:
         sources: dict[str, str] | None = None,
     ):
         self.run, self.folder, self.stage, self.watch = run, folder, stage, watch or Watch()
-        self.device = runtime.pick_device(run.device)
-        self.dtype = torch.bfloat16 if run.precision == "bf16" else model.norm.weight.dtype
-        self.model = model.to(self.device)
-        self.optimizer = Optimizer(self.model, run.optim)
-        self.counters = state.Counters()
-        self.rows = rows
+        self.rows, self.pools = rows, pools  # names of the pools of a mixture
         self.sampler = sampler or Sampler([len(source) for source in rows], None, run.data.seed)
-        self.pools = pools  # names of the pools of a mixture
+        device = runtime.pick_device(run.device)
+        self.rank, world = mesh.join(device.type)
+        self.layout = run.parallel.resolved(world)
+        for stage_of in schedule.stages(run):
+            rules.check(
+                self.layout, run.shape, seq_len=run.data.seq_len, batch_size=stage_of.rows,
+                micro_batch_size=run.micro_batch_size,
+            )  # fmt: skip
+        self.mesh, self.device = mesh.start(self.layout, device.type), device
+        dtype = torch.bfloat16 if run.precision == "bf16" else next(model.parameters()).dtype
+        torch.manual_seed(run.seed)
+        self.compute = Compute(model, self.layout, self.mesh, dtype, device, first_rows=first_rows)
+        self.model = self.compute.parts[0]
+        self.optimizer = Optimizer(self.compute, run.optim)
+        self.average = EMA(self.compute) if run.average.half_life else None
+        self.guard, self.counters = Guard(run.health), state.Counters()
         self.flops_per_token = run.shape.train_flops_per_token(run.data.seq_len)
-        self.peak_flops = runtime.peak_flops(self.device, run.precision)
+        self.peak_flops = runtime.peak_flops(device, run.precision)
+        log.console.quiet = self.rank > 0
         folder.mkdir(parents=True, exist_ok=True)
-        self.metrics = log.Metrics(folder / "metrics.jsonl", stage)
+        self.metrics = log.Metrics(folder / "metrics.jsonl" if self.rank == 0 else None, stage)
+        self.saver = state.Saver(
+            folder / "checkpoints", run, (self.rank, world), self.compute, self.optimizer, self.average, self.guard,
+            self.counters,
+        )  # fmt: skip
         self._start(sources or {})
 
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
-
     def _start(self, sources: dict[str, str]) -> None:
-        torch.manual_seed(self.run.seed)
-        found = store.newest(self.checkpoints, self._event)
+        found = self.saver.newest(self._event)
         if found:
-            state.check_same(config.load(Run, found / "run.toml"), self.run, self.folder)
-            self.counters = state.load(found, self.model, self.optimizer)
+            state.check_same(config.load(Run, found / "run.toml"), self.run, self.folder, state.step_of(found))
+            self.saver.load(found, with_guard=True)
             self._event(f"resumed from the checkpoint of step {self.counters.step}")
-        config.save(self.run, self.folder / "run.toml")
+        if self.rank == 0:
+            config.save(self.run, self.folder / "run.toml")
         values = {
             key: {"value": value, "source": sources.get(key, "default")}
             for key, value in config.flatten(self.run).items()
@@ -119,55 +123,173 @@ class Trainer:
             "train_flops_per_token": self.flops_per_token,
             "kv_bytes_per_token": self.run.shape.kv_bytes_per_token(),
         }
-        self.metrics.write("settings", values=values, shape=shape, machine=runtime.machine())
+        ranks = {"world": self.layout.world} | self.layout.sizes
+        self.metrics.write("settings", values=values, shape=shape, machine=runtime.machine(), ranks=ranks)
 
     def _event(self, message: str) -> None:
         log.say(message)
         self.metrics.write("event", step=self.counters.step, message=message)
 
+    def _incident(self, step: int, kind: str, message: str, action: str, *, rank: int | None = None) -> None:
+        """Into the incident log and before the user's eyes. Of a step that is not applied, with its documents."""
+        if self.rank:
+            return
+        self._event(f"{kind} at step {step}: {message}; {action}")
+        first, size = None, 0
+        documents: tuple[str, ...] = ()
+        if kind in ("nan", "spike"):
+            first, size = schedule.first_sample(self.run, step - 1), schedule.batch_size(self.run, step - 1)
+            documents = self.watch.documents(first, size)
+        incidents.append(self.folder, Incident(
+            step=step, kind=kind, rank=rank, message=message, action=action, first_sample=first, num_samples=size,
+            documents=documents,
+        ))  # fmt: skip
+
     def fit(self) -> Llama:
-        """Train to the last step and return the model. Raises ValueError when the loss stops being a number."""
+        """Train to the last step and return the model, or this rank's part of it.
+
+        Raises ValueError when the loss stops being a number and going back does not help, OSError when the last
+        checkpoint cannot be written; SystemExit with `watchdog.STOPPED`, after a checkpoint, when SIGTERM came.
+        """
+        done, self.stop = self.counters, Stop()
+        self.pace = None if self.mesh is None else replicas.Pace(self.device)
+        with self.stop, Watchdog(self.folder, self._hung, seconds=self.run.health.hang_seconds) as self.dog:
+            progress = log.Progress(self.run.log.every)
+            if done.step == 0:
+                self._watch()
+            while done.step < self.run.steps:
+                self._stretch(progress)
+        self.metrics.close()
+        return self.model
+
+    def _hung(self, message: str, ranks: list[int]) -> None:
+        incidents.append(self.folder, Incident(
+            step=self.counters.step, kind="hang", rank=ranks[0] if len(ranks) == 1 else None, message=message,
+            action="the world ends; started again, it goes on from the newest checkpoint",
+        ))  # fmt: skip
+
+    def _stretch(self, progress: log.Progress) -> None:
+        """Steps of one batch size and mixture, in the order of samples, until one changes or training goes back."""
         run, done = self.run, self.counters
-        first = done.step * run.batch_size
+        size, end = schedule.batch_size(run, done.step), schedule.next_change(run, done.step)
+        if done.step == schedule.next_change(run, done.step - 1):
+            self.guard.forget()  # the loss may rightly jump
         stream = batches(
-            self.rows, self.sampler, first=first, batch_size=run.batch_size, num_workers=run.data.num_workers
-        )
-        progress = log.Progress(run.log.every)
+            self.rows, self.sampler, first=schedule.first_sample(run, done.step), batch_size=size,
+            rank=self.layout.data_rank(self.rank), world=self.layout.num_data_ranks, num_workers=run.data.num_workers,
+        )  # fmt: skip
         began, logged = time.perf_counter(), (done.step, done.tokens, done.elapsed)
-        if done.step == 0:
-            self._watch()
-        while done.step < run.steps:
-            loss, grad_norm, lr = self._step(next(stream))
+        while done.step < end:
+            with nullcontext() if self.pace is None else self.pace.own():
+                batch = next(stream)
+            found = self._step(batch, size)
+            if found is None:
+                return
             now = time.perf_counter()
             done.elapsed, began = done.elapsed + now - began, now
             last = done.step == run.steps
             if last or done.step % run.log.every == 0:
-                self._log(progress, loss, grad_norm, lr, logged)
+                self._log(progress, *found, logged)
                 logged = (done.step, done.tokens, done.elapsed)
-            if last or done.step % run.checkpoint.every == 0:
-                state.save(self.checkpoints, run, self.model, self.optimizer, done)
-            self._watch(last)
+            if self._between(last):
+                return
             began = time.perf_counter()
-        self.metrics.close()
-        return self.model
 
-    def _step(self, batch: Batch) -> tuple[float, float, float]:
-        """One optimizer step; returns loss (nats a token), gradient norm and the rate it used."""
+    def _step(self, batch: Batch, batch_size: int) -> tuple[float, float, float] | None:
+        """One optimizer step; its loss (nats a token), gradient norm and rate; None when training went back."""
         run, done = self.run, self.counters
-        batch = Batch(batch.inputs_BT.to(self.device), batch.targets_BT.to(self.device), batch.starts, batch.first)
-        self.model.train()
-        loss = accumulate(self.model, batch, run.micro_batch_size, self.dtype)
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), run.optim.clip).item()
-        if not (torch.isfinite(torch.tensor([loss, grad_norm])).all()):
-            raise ValueError(
-                f"the loss is no number any more at step {done.step + 1} (loss {loss}, gradient norm {grad_norm}): "
-                "lower --optim.lr, or lengthen --schedule.warmup-steps, and start from the last checkpoint"
-            )
-        ratio = lr_ratio(run.schedule, done.step, run.steps)
-        self.optimizer.step(ratio)
+        step = done.step + 1
+        self.dog.beat(f"step {step}")
+        ratio = schedule.lr_ratio(run.schedule, done.step, run.steps)
+        loss, grad_norm, tokens = float("nan"), float("nan"), 0
+        if not self.guard.skips(step):
+            loss, tokens = self.compute.gradients(batch, batch_size, run.micro_batch_size)
+            weights = [weight for _, weight in self.compute.named_parameters()]
+            grad_norm = reduce.clip(weights, run.optim.clip, self.mesh)
+            verdict = self.guard.judge(step, loss, grad_norm)
+            if verdict.decision == "ok":
+                self.optimizer.step(ratio)
+                if self.average is not None:
+                    self.average.update(kept(run.average, tokens))
+            else:
+                self.optimizer.forget_gradients()
+                if verdict.decision == "roll back":
+                    self._go_back(step, verdict.kind, verdict.reason)
+                    return None
+                self._incident(step, verdict.kind, verdict.reason, "its update is left out")
+                tokens = 0
         done.step += 1
-        done.tokens += num_targets(batch)
+        done.tokens += tokens
         return loss, grad_norm, run.optim.lr * ratio
+
+    def _go_back(self, step: int, kind: str, reason: str, *, leave_out: bool = True) -> None:
+        """To the newest whole checkpoint, from where the batches since, to `step`, are left out or seen again.
+
+        Raises ValueError where there is none, or it has been tried too often.
+        """
+        self.saver.wait()
+        found = self.saver.newest(self._event)
+        if found is None:
+            raise ValueError(
+                f"{reason} at step {step}, and there is no checkpoint to go back to: lower --optim.lr, or lengthen "
+                "--schedule.warmup-steps, and start again"
+            )
+        before = state.step_of(found)
+        self.guard.roll_back(step, before, leave_out=leave_out)
+        what = "leaving out the batches since" if leave_out else "and the batches since are seen again"
+        self._incident(step, kind, reason, f"back to the checkpoint of step {before}, {what}")
+        self.saver.load(found, with_guard=False)
+
+    def _between(self, last: bool) -> bool:
+        """What scheduler, neighbours and settings ask for between two steps; whether training went back."""
+        run, done = self.run, self.counters
+        stopping = bool(reduce.total(torch.tensor(float(self.stop.asked)), self.mesh, reduce.ALL).item()) and not last
+        if self.pace is not None:
+            if done.step % PROBE == 0:
+                self.pace.probe()
+            for slow in self.pace.step():
+                self._incident(done.step, "straggler", str(slow), "training goes on at its pace", rank=slow.rank)
+        if last or stopping or done.step % run.checkpoint.every == 0:
+            self.dog.beat(f"checkpoint of step {done.step}", PATIENT * run.health.hang_seconds)
+            if self._is_corrupt():
+                return True
+            self._save(must=last or stopping)
+        if stopping:
+            self._incident(
+                done.step, "stop", "SIGTERM", "its checkpoint is written, and the same command goes on from there"
+            )
+            self.metrics.close()
+            raise SystemExit(STOPPED)
+        self._watch(last)
+        return False
+
+    def _save(self, must: bool) -> None:
+        """A checkpoint; where the disk takes none, training goes on, unless this one `must` be kept."""
+        step, action = self.counters.step, "training goes on; the older checkpoints stand"
+        try:
+            self.saver.wait()
+        except OSError as error:
+            self._incident(step, "disk", str(error), action)
+        try:
+            self.saver.save()
+            if must:
+                self.saver.wait()
+        except OSError as error:
+            if must:
+                raise
+            self._incident(step, "disk", str(error), action)
+
+    def _is_corrupt(self) -> bool:
+        """Whether copies of the model, which must be equal to the bit, are not; then training has gone back."""
+        found = replicas.compare(self.compute.named_parameters(), self.mesh) if self.mesh is not None else None
+        if not found:
+            return False
+        ranks = {rank for difference in found for rank in difference.ranks}
+        named = ", ".join(map(str, found[:3])) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+        step = self.counters.step
+        self._incident(step, "corruption", named, "see the next line", rank=min(ranks) if len(ranks) == 1 else None)
+        self._go_back(step, "corruption", "copies of the weights differ", leave_out=False)
+        return True
 
     def _log(
         self, progress: log.Progress, loss: float, grad_norm: float, lr: float, since: tuple[int, int, float]
@@ -176,9 +298,10 @@ class Trainer:
         step, tokens, elapsed = since
         speed = (done.tokens - tokens) / max(done.elapsed - elapsed, 1e-9)
         eta = (done.elapsed - elapsed) / max(1, done.step - step) * (run.steps - done.step)
-        mfu = speed * self.flops_per_token / self.peak_flops if self.peak_flops else None
+        peak = self.peak_flops and self.peak_flops * self.layout.world
+        mfu = speed * self.flops_per_token / peak if peak else None
         memory = runtime.peak_memory_gib(self.device)
-        samples = done.step * run.batch_size
+        samples = schedule.first_sample(run, done.step)
         drawn = [count / samples for count in self.sampler.drawn(samples)] if self.pools else []
         self.metrics.write(
             "train", step=done.step, steps=run.steps, tokens=done.tokens, loss=loss, lr=lr, grad_norm=grad_norm,
@@ -194,15 +317,30 @@ class Trainer:
         )
 
     def _watch(self, last: bool = False) -> None:
+        """Evaluate and sample where it is time to, by the averaged weights where there are any."""
         done, every = self.counters, self.run.log
+        evaluates, samples = (last or done.step % each == 0 for each in (every.eval_every, every.sample_every))
+        if not (evaluates or samples):
+            return
+        self.dog.beat(f"evaluation at step {done.step}", PATIENT * self.run.health.hang_seconds)
         self.model.eval()
-        if last or done.step % every.eval_every == 0:
-            found = self.watch.evaluate(self.model)
+        whole = self.layout.is_whole
+        with nullcontext() if self.average is None or done.step == 0 else self.average.applied():
+            found = {} if not evaluates else self.watch.evaluate(self.model) if whole else self._score()
             if found:
                 self.metrics.write("eval", step=done.step, tokens=done.tokens, **found)
                 shown = "  ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in found.items())
                 log.say(f"{self.stage} {done.step}: held-out {shown}")
-        if last or done.step % every.sample_every == 0:
-            for prompt, text in self.watch.sample(self.model):
+            for prompt, text in self.watch.sample(self.model) if samples and whole else []:
                 self.metrics.write("sample", step=done.step, prompt=prompt, text=text)
                 log.say(f"  {prompt!r} -> {text.strip()[:100]!r}")
+        self.compute.reshard()
+
+    def _score(self) -> dict[str, float]:
+        """The mean loss of the held-out rows, as all ranks compute it together."""
+        batch = self.watch.heldout
+        if batch is None:
+            return {}
+        mine = shard_of(range(len(batch.starts)), self.layout.data_rank(self.rank), self.layout.num_data_ranks)
+        part = rows_of(batch, mine.start, mine.stop)
+        return {"loss": self.compute.loss(part, len(batch.starts), self.run.micro_batch_size)[0]}

@@ -5,6 +5,9 @@ from typing import Literal
 
 from llamita.data.mix import parse
 from llamita.model.shape import Shape
+from llamita.parallel.layout import Layout
+from llamita.train.health import Health
+from llamita.train.schedule import parse_ramp, parse_span, stages
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,8 @@ class Optim:
     """muon moves the layers' matrices by orthogonalized momentum; embeddings and norms stay with AdamW."""
     lr: float = 3e-3
     """Peak learning rate of AdamW."""
-    muon_lr: float = 0.02
-    """Peak learning rate of Muon, where it is used."""
+    muon_lr: float = 3e-3
+    """Peak learning rate of Muon, where it is used; its updates are scaled to the size of AdamW's."""
     beta1: float = 0.9
     beta2: float = 0.95
     eps: float = 1e-8
@@ -49,10 +52,33 @@ class Schedule:
     kind: Literal["cosine", "wsd"] = "wsd"
     warmup_steps: int = 50
     """Steps of linear rise from 0."""
+    decay: Literal["linear", "1-sqrt"] = "linear"
+    """WSD: the form of the fall at the end."""
     decay_share: float = 0.3
-    """WSD: the share of all steps, at the end, over which the rate falls linearly."""
+    """WSD: the share of all steps, at the end, over which the rate falls."""
+    decay_steps: int = 0
+    """WSD: the steps of the fall, where they are to be told rather than their share."""
     final_ratio: float = 0.0
     """The rate at the end as a share of the peak."""
+    ramp: tuple[str, ...] = ()
+    """Later batch sizes, START:ROWS each, the start in steps or tokens: "252_000_000t:512" "5000:1024"; before the
+    first of them, batch_size."""
+
+    def __post_init__(self) -> None:
+        parse_ramp(self.ramp)
+        if self.warmup_steps < 0 or self.decay_steps < 0 or not 0 <= self.decay_share <= 1:
+            raise ValueError("schedule.warmup_steps and decay_steps are steps from 0 up, decay_share is from 0 to 1")
+
+
+@dataclass(frozen=True)
+class Average:
+    half_life: str = ""
+    """Keep a moving average of the weights, and evaluate it: the steps ("1000") or tokens ("2_000_000t") after which a
+    step counts half. Empty: none."""
+
+    def __post_init__(self) -> None:
+        if self.half_life and not parse_span(self.half_life, "average.half_life").length:
+            raise ValueError("average.half_life must be more than 0; leave it empty for no average")
 
 
 @dataclass(frozen=True)
@@ -61,6 +87,8 @@ class Checkpoint:
     """Steps between checkpoints; the last step always has one."""
     keep: int = 2
     """Newest checkpoints that stay."""
+    keep_every: int = 0
+    """Checkpoints of steps that are a multiple of it stay for ever; 0 is none."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +108,9 @@ class Run:
     steps: int = 1000
     """Optimizer steps in all."""
     batch_size: int = 8
-    """Rows in a step."""
+    """Rows in a step, of all ranks together."""
     micro_batch_size: int = 8
-    """Rows in one forward pass; smaller ones are accumulated and change nothing but memory and speed."""
+    """Rows in one forward pass of a rank; smaller ones are accumulated and change nothing but memory and speed."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Dtype of matmuls; weights and optimizer are kept in fp32."""
     device: str = "auto"
@@ -93,6 +121,9 @@ class Run:
     data: Data = field(default_factory=Data)
     optim: Optim = field(default_factory=Optim)
     schedule: Schedule = field(default_factory=Schedule)
+    average: Average = field(default_factory=Average)
+    parallel: Layout = field(default_factory=Layout)
+    health: Health = field(default_factory=Health)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     log: Log = field(default_factory=Log)
 
@@ -116,3 +147,4 @@ class Run:
             section, leaf = name.split(".")
             if getattr(getattr(self, section), leaf) < 1:
                 raise ValueError(f"{name} must be at least 1")
+        stages(self)
