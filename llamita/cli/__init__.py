@@ -16,7 +16,7 @@ from typing import Any
 
 import tyro
 
-from llamita.cli import corpora, data, launch, models, quality, surgery, verbs, vocabularies
+from llamita.cli import corpora, data, launch, models, quality, runs, surgery, verbs, vocabularies
 from llamita.config import nearest
 from llamita.data import recipe as data_recipe
 from llamita.recipes.runs import RECIPES, recipe, sources
@@ -31,7 +31,11 @@ VERBS: dict[str, Callable[..., Any]] = {
     "import": models.import_, "export": models.export, "report": verbs.report, "show": models.show,
     "surgery vocab": surgery.vocab, "surgery tie": surgery.tie, "surgery untie": surgery.untie,
     "surgery average": surgery.average, "surgery lora": surgery.lora, "surgery layers": surgery.layers,
-    "surgery rope": surgery.rope, "launch": launch.launch([]),
+    "surgery rope": surgery.rope, "extend": runs.extend, "verify-resume": runs.verify_resume([]),
+    "launch": launch.launch([]),
+}  # fmt: skip
+COMMANDED: dict[str, Callable[[list[str]], Callable[..., Any]]] = {  # these take a whole command behind --
+    "launch": launch.launch, "verify-resume": runs.verify_resume,
 }  # fmt: skip
 
 
@@ -118,9 +122,9 @@ def main(argv: list[str] | None = None) -> int:
             print("usage: llamita VERB ... (llamita VERB --help tells more)\n\n" + "\n".join(lines))
             return 0
         verb, rest = find_verb(words)
-        if verb == "launch" and "--" in rest:
+        if verb in COMMANDED and "--" in rest:
             here = rest.index("--")
-            parse(later(launch.launch(rest[here + 1 :])), rest[:here], "llamita launch")()
+            parse(later(COMMANDED[verb](rest[here + 1 :])), rest[:here], f"llamita {verb}")()
         elif verb in ("train", "sft"):
             run_verb(verb, rest)
         elif verb == "data build":
@@ -139,7 +143,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"llamita: {error.strerror}: {error.filename or 'the disk'}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        goes_on = " ".join(words[:2]).startswith(("demo", "train", "sft", "tokenizer train", "data build"))
+        goes_on = " ".join(words[:2]).startswith(("demo", "train", "sft", "extend", "tokenizer train", "data build"))
         print("llamita: stopped" + "; the same command goes on from what was saved" * goes_on, file=sys.stderr)
         return 130
     return 0

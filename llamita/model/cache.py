@@ -62,6 +62,8 @@ class KVCache:
 
     def __call__(self, layer: int, q_BTNH: Tensor, k_BTKH: Tensor, v_BTKH: Tensor) -> Tensor:
         batch_size, seq_len, num_heads, _ = q_BTNH.shape
+        if self.keys[layer].dtype != k_BTKH.dtype:  # sharded weights are gathered, and so computed with, in bfloat16
+            self.keys[layer], self.values[layer] = (x[layer].to(k_BTKH.dtype) for x in (self.keys, self.values))
         self.keys[layer][self.where] = k_BTKH
         self.values[layer][self.where] = v_BTKH
         k_BSKH, v_BSKH = self.keys[layer][:, : self.end], self.values[layer][:, : self.end]

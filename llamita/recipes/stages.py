@@ -74,10 +74,11 @@ def pretrain(run: Run, folder: Path, *, prompts: list[str], sources: Sources | N
     """Train from the run's corpus into a run folder, going on from its newest whole checkpoint."""
     corpus, tokenizer = open_corpus(run)
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, fingerprint=corpus.manifest.fingerprint))
-    mesh.join(runtime.pick_device(run.device).type)
+    rank, _ = mesh.join(runtime.pick_device(run.device).type)
     rows, sampler, pools = mesh.first_rank_first(lambda: mixed_rows(run, corpus, folder / "packing"))
     samples = schedule.first_sample(run, run.steps)
-    for line in mix.advice(pools, sampler.num_rows, [count / samples for count in sampler.drawn(samples)], samples):
+    shares = [count / samples for count in sampler.drawn(samples)]
+    for line in mix.advice(pools, sampler.num_rows, shares, samples) if rank == 0 else []:
         log.say(line)
     watch = Watch(
         _heldout_bits(run, corpus, tokenizer), _samples(tokenizer, prompts), _documents(corpus, rows, sampler),
@@ -144,7 +145,7 @@ def scorer(model: Llama, precision: str = "fp32") -> bits.Nll:
 
     def nll(tokens_BT: np.ndarray) -> np.ndarray:
         tokens = torch.from_numpy(tokens_BT).to(device)
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             logits_BTV = model(tokens[:, :-1])
             return F.cross_entropy(logits_BTV.float().transpose(1, 2), tokens[:, 1:], reduction="none").cpu().numpy()
 

@@ -147,7 +147,7 @@ class Engine:
         done = {chunk.row: chunk.completion for chunk in self.generate(prompts, sampling) if chunk.completion}
         return [done[row] for row in range(len(prompts))]
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: what sharded weights are gathered into must serve training, too
     def _run(self, waiting: list[_Row], sampling: Sampling) -> Iterator[Chunk]:
         for first in range(0, len(waiting), MAX_ROWS):
             rows = waiting[first : first + MAX_ROWS]
