@@ -82,7 +82,7 @@ def arm(rank, folder, faults, batch_size):
 
 
 class Kill(NamedTuple):
-    """A kill -9 of a rank at the `after`-th piece of a "save" or "load", or so many seconds ("time") after its start."""
+    """A kill -9 of a rank at the `after`-th piece of a "save" or "load", or so many seconds ("time") on."""
 
     rank: int
     when: str

@@ -37,13 +37,13 @@ def test_ten_kills_at_random_instants_change_nothing(name, tmp_path):
     step_seconds = (time.monotonic() - began) / RUN.steps  # too many, by what its start costs
     asides = 0
     for number, when in enumerate(("time", "save", "load") * 3 + ("time",)):
-        folder, reached = tmp_path / str(number), draw.randrange(3, RUN.steps - 3, 3)
-        shutil.copytree(clean, folder)
-        for step, path in store.steps(folder / "checkpoints"):
-            if step > reached:
-                shutil.rmtree(path)
-        codes = [0]
-        while not any(codes):  # where it came too late there is nothing left to do, and it is asked for earlier
+        folder, reached, codes = tmp_path / str(number), draw.randrange(3, RUN.steps - 3, 3), [0]
+        while not any(codes):  # else the kill came too late
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.copytree(clean, folder)
+            for step, path in store.steps(folder / "checkpoints"):
+                if step > reached:
+                    shutil.rmtree(path)
             after = draw.uniform(0, step_seconds * (RUN.steps - reached) / 3) if when == "time" else draw.randrange(20)
             kill = drill.Kill(draw.randrange(size), when, after)
             codes, _ = drill.world(folder, run, size=size, kill=kill)
