@@ -20,6 +20,7 @@ from llamita.model.llama import build
 from llamita.parallel import replicas
 from llamita.train import loop
 from llamita.train.compute import Compute
+from llamita.train.watch import Watch
 from tests import training, worlds
 
 SHAPE = dataclasses.replace(training.SHAPE, num_heads=8, num_kv_heads=4, tied=False)
@@ -124,7 +125,7 @@ def live(rank, folder, run, faults=(), *, skipped=(), slow=-1, kill=None):
         real = loop.batches
         loop.batches = lambda *args, **kwargs: (slowed(batch, rank == slow) for batch in real(*args, **kwargs))
     model = build(run.shape, device="meta")
-    documents = loop.Watch(documents=lambda first, count: tuple(f"doc of sample {first + i}" for i in range(count)))
+    documents = Watch(documents=lambda first, count: tuple(f"doc of sample {first + i}" for i in range(count)))
     trainer = loop.Trainer(
         run, folder, model, [training.rows(run.data.seq_len)], watch=documents,
         first_rows=lambda name, size, rows: model.first_rows(name, size, rows, run.seed),

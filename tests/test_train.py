@@ -1,7 +1,6 @@
 """Numerics of the one loop: accumulation, overfitting, optimizers, what it logs, and what it refuses."""
 
 import dataclasses
-import json
 
 import pytest
 import torch
@@ -10,10 +9,10 @@ from llamita import log
 from llamita.kernels.attention import Causal
 from llamita.train import state
 from llamita.train.compute import accumulate
-from llamita.train.loop import Watch
 from llamita.train.objective import Objective, next_token
 from llamita.train.optim import Optimizer
 from llamita.train.run import Optim
+from llamita.train.watch import Watch
 from tests.training import RUN, batch_of, model, trainer
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+GRACE = 20  # seconds that ranks have to notice by themselves that another has failed
+
 
 @dataclass
 class Outcome:
@@ -36,7 +38,8 @@ def outcomes(
     group: bool = True,
     env: dict[str, str] | None = None,
 ) -> list[Outcome]:
-    """Run `function(rank, *args)` in `size` spawned processes and tell how each ended; what hangs is killed.
+    """Run `function(rank, *args)` in `size` spawned processes and tell how each ended; what hangs is killed, and so, as
+    torchrun does, is what outlives a rank that failed.
 
     `function` stands at the top of a module; arguments and values are pickled. With `group` the process group (gloo)
     runs already; else only torchrun's variables are set. `env` is set before the group starts.
@@ -50,13 +53,15 @@ def outcomes(
             ranks.append(spawn.Process(target=_rank, args=(function, rank, args, variables, group, Path(folder))))
         for process in ranks:
             process.start()
-        deadline = time.monotonic() + seconds
-        for process in ranks:
-            process.join(max(0.0, deadline - time.monotonic()))
+        deadline, bereft = time.monotonic() + seconds, False
+        while any(process.is_alive() for process in ranks) and time.monotonic() < deadline:
+            if not bereft and any(process.exitcode for process in ranks):
+                deadline, bereft = min(deadline, time.monotonic() + GRACE), True
+            time.sleep(0.02)
         found = []
         for rank, process in enumerate(ranks):
-            timed_out = process.is_alive()
-            if timed_out:
+            timed_out = process.is_alive() and not bereft
+            if process.is_alive():
                 process.kill()
             process.join()
             kept = Path(folder) / str(rank)

@@ -17,7 +17,7 @@ def launch(words: list[str]) -> Callable[..., None]:
     ) -> None:  # fmt: skip
         """Hand a run to a scheduler: `llamita launch slurm -- train 100m --dir FOLDER ...`.
 
-        Training does not yet share a run between processes: give it --nodes 1 --processes 1.
+        The run goes on from its newest checkpoint whenever it is started again, on as many processes as there are.
 
         Args:
             on: slurm (a script for sbatch), kubernetes (for kubectl apply -f -), or ray (runs it).

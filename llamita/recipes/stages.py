@@ -26,8 +26,9 @@ from llamita.tokenizer.carried import AnyTokenizer
 from llamita.tokenizer.chat import render
 from llamita.tokenizer.opened import open_tokenizer
 from llamita.train import schedule, state
-from llamita.train.loop import Trainer, Watch
+from llamita.train.loop import Trainer
 from llamita.train.run import Run
+from llamita.train.watch import Watch
 
 Sources = dict[str, str]
 BASE = "base.txt"  # in a fine-tuning run's folder: the model that it started from
@@ -145,7 +146,7 @@ def scorer(model: Llama, precision: str = "fp32") -> bits.Nll:
 
     def nll(tokens_BT: np.ndarray) -> np.ndarray:
         tokens = torch.from_numpy(tokens_BT).to(device)
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision != "fp32"):
             logits_BTV = model(tokens[:, :-1])
             return F.cross_entropy(logits_BTV.float().transpose(1, 2), tokens[:, 1:], reduction="none").cpu().numpy()
 

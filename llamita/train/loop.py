@@ -2,9 +2,8 @@
 as callables."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from llamita import config, log, runtime
 from llamita.data.loader import batches
 from llamita.data.pack import Batch, Rows
 from llamita.data.sampler import Sampler, shard_of
+from llamita.kernels import fp8
 from llamita.model.llama import Llama
 from llamita.parallel import mesh, reduce, replicas, rules
 from llamita.parallel.watchdog import STOPPED, Stop, Watchdog
@@ -23,36 +23,10 @@ from llamita.train.health import Guard
 from llamita.train.incidents import Incident
 from llamita.train.optim import Optimizer
 from llamita.train.run import Run
+from llamita.train.watch import Watch
 
 PATIENT = 6  # times as long as a step may an evaluation or a checkpoint take before the watchdog barks
 PROBE = 10  # steps between two looks at how fast a rank's device is
-
-
-def no_evaluation(model: Llama) -> dict[str, float]:
-    return {}
-
-
-def no_samples(model: Llama) -> list[tuple[str, str]]:
-    return []
-
-
-def no_documents(first: int, count: int) -> tuple[str, ...]:
-    return ()
-
-
-@dataclass(frozen=True)
-class Watch:
-    """What a run is watched by; called between steps, never changes the model.
-
-    `evaluate` returns metrics ("loss" in nats a token, "bits_per_byte"), `sample` pairs of prompt and text, `documents`
-    the names of the documents in some samples (the first one's number, and how many), for the incident log. `heldout`
-    are `batch_size` rows that are scored instead where tp, cp or pp leave no rank a whole forward pass.
-    """
-
-    evaluate: Callable[[Llama], dict[str, float]] = no_evaluation
-    sample: Callable[[Llama], list[tuple[str, str]]] = no_samples
-    documents: Callable[[int, int], tuple[str, ...]] = no_documents
-    heldout: Batch | None = None
 
 
 class Trainer:
@@ -88,7 +62,11 @@ class Trainer:
                 micro_batch_size=run.micro_batch_size,
             )  # fmt: skip
         self.mesh, self.device = mesh.start(self.layout, device.type), device
-        dtype = torch.bfloat16 if run.precision == "bf16" else next(model.parameters()).dtype
+        dtype = next(model.parameters()).dtype if run.precision == "fp32" else torch.bfloat16
+        if run.precision == "fp8":
+            if self.layout.tp > 1:
+                raise ValueError("precision fp8 does not go with parallel.tp: use bf16, or fsdp in its place")
+            fp8.convert(model)
         torch.manual_seed(run.seed)
         self.compute = Compute(model, self.layout, self.mesh, dtype, device, first_rows=first_rows)
         self.model = self.compute.parts[0]
@@ -97,7 +75,7 @@ class Trainer:
         self.guard, self.counters = Guard(run.health), state.Counters()
         self.flops_per_token = run.shape.train_flops_per_token(run.data.seq_len)
         self.peak_flops = runtime.peak_flops(device, run.precision)
-        log.console.quiet = self.rank > 0
+        log.console.quiet = log.console.quiet or self.rank > 0
         folder.mkdir(parents=True, exist_ok=True)
         self.metrics = log.Metrics(folder / "metrics.jsonl" if self.rank == 0 else None, stage)
         self.saver = state.Saver(

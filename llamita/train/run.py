@@ -111,8 +111,8 @@ class Run:
     """Rows in a step, of all ranks together."""
     micro_batch_size: int = 8
     """Rows in one forward pass of a rank; smaller ones are accumulated and change nothing but memory and speed."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Dtype of matmuls; weights and optimizer are kept in fp32."""
+    precision: Literal["bf16", "fp32", "fp8"] = "bf16"
+    """Dtype of matmuls; weights and optimizer are kept in fp32. fp8 (for Hopper): the layers' matmuls."""
     device: str = "auto"
     seed: int = 0
     """Key of the first weights and of everything drawn in training."""
