@@ -114,9 +114,7 @@ def main() -> None:
     runtime.keep_freed_memory()
     found = {name: measure(name, chosen.steps, chosen.rounds) for name in chosen.sizes.split(",")}
     for name, row in found.items():
-        print(
-            f"{name}: bare {row['bare_ms']:.1f} ms, loop {row['loop_ms']:.1f} ms, overhead {row['overhead']:+.2%}"
-        )
+        print(f"{name}: bare {row['bare_ms']:.1f} ms, loop {row['loop_ms']:.1f} ms, overhead {row['overhead']:+.2%}")
     chosen.out.write_text(json.dumps({"machine": runtime.machine(), "steps": chosen.steps, "sizes": found}, indent=1))
 
 
