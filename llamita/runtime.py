@@ -3,6 +3,8 @@
 import os
 import platform
 import resource
+import time
+from collections.abc import Sequence
 
 import torch
 
@@ -50,6 +52,40 @@ def peak_flops(device: torch.device, dtype: str) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for known, peak in PEAK_BF16.items() if name.startswith(known)), None)
+
+
+_measured: dict[tuple[str, torch.dtype, tuple[tuple[int, int, int], ...]], float] = {}
+
+
+def measured_peak(
+    device: torch.device, dtype: torch.dtype, sizes: Sequence[tuple[int, int, int]], *, again: bool = False
+) -> float:
+    """FLOP/s of the fastest of the matmuls [m, k] @ [k, n] of `sizes` (m, k, n), each tried for a part of a second.
+
+    Kept for the life of the process; `again` measures anew and keeps the larger, for a machine has slow minutes.
+    """
+    key = (str(device), dtype, tuple(sizes))
+    if again or key not in _measured:
+        found = max(_matmul_speed(device, dtype, *size, seconds=1 / len(sizes)) for size in sizes)
+        _measured[key] = max(found, _measured.get(key, 0.0))
+    return _measured[key]
+
+
+def _matmul_speed(device: torch.device, dtype: torch.dtype, m: int, k: int, n: int, seconds: float) -> float:
+    """The best of as many goes as `seconds` hold, two at least; a go is of some calls, so that a GPU is kept busy."""
+    calls = 20 if device.type == "cuda" else 1
+    a_MK, b_KN = torch.randn(m, k, device=device, dtype=dtype), torch.randn(k, n, device=device, dtype=dtype)
+    best, begun, goes = float("inf"), time.perf_counter(), 0
+    while goes < 3 or time.perf_counter() - begun < seconds:
+        start = time.perf_counter()
+        for _ in range(calls):
+            a_MK @ b_KN
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        goes += 1
+        if goes > 1:  # the first compiles and warms up
+            best = min(best, (time.perf_counter() - start) / calls)
+    return 2 * m * k * n / best
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,29 @@ def test_another_split_shows_in_the_characters_it_concerns():
     assert [bool(strange[ord(char)]) for char in "\u0301\u093e\u20e3\u00e9\u0663\u3000'~"] == [True] * 3 + [False] * 5
 
 
+def test_strangers_that_are_known_are_those_of_a_fresh_trial():
+    gigatoken = pytest.importorskip("gigatoken")
+    spans = bulk._FOUND[version("gigatoken"), version("tiktoken")]
+    found = bulk._strangers(gigatoken.Tokenizer.from_json)
+    assert np.array_equal(bulk._known_strangers(spans), found)
+    assert not np.array_equal(bulk._known_strangers(spans.removeprefix("88f ")), found), "negative control"
+
+
+def test_a_saved_file_makes_the_same_engine(small):
+    whole = emit.tokenizer_json(small)
+    saved = json.dumps(whole, ensure_ascii=False).encode()
+    assert bulk._saved_engine_json(saved) == bulk._engine_json(whole)
+    pytest.importorskip("gigatoken")
+    assert differing(bulk.Bulk(small, saved), TORTURE) == []
+
+
+def test_one_core(small):
+    pytest.importorskip("gigatoken")
+    encoder = bulk.Bulk(small, all_cores=False)
+    assert (encoder.engine, encoder.why) == ("gigatoken", "")
+    assert differing(encoder, TORTURE) == differing(encoder, []) == differing(encoder, [""]) == []
+
+
 def test_more_blanks_than_tiktoken_bears(fast):
     beyond = "word" + " " * (LONGEST_BLANK + 5) + "word"
     assert differing(fast, ["before", beyond, "after"]) == []
@@ -217,6 +241,7 @@ def test_an_engine_that_panics_is_noticed(small, monkeypatch):
 
 def test_an_engine_that_splits_ascii_otherwise_is_noticed(small, monkeypatch):
     pytest.importorskip("gigatoken")
+    monkeypatch.setattr(bulk, "_FOUND", {})  # as for versions that were not tried: the trial is made
     monkeypatch.setattr(bulk, "_strangers", lambda from_json: np.arange(0x110000) == ord("~"))
     assert "ASCII" in bulk.Bulk(small).why
 

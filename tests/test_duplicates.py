@@ -54,6 +54,13 @@ def test_signatures_and_sketches_of_long_documents_estimate_jaccard():
     assert np.abs(by_sketch - truth).max() < 0.1
 
 
+def test_numbers_are_sorted_by_their_bytes():
+    draw = np.random.default_rng(0)
+    for size, most in ((0, 1), (1, 2**32), (7, 3), (700, 2**32), (5000, 2**20)):
+        numbers = draw.integers(0, most, size, np.uint32)
+        assert np.array_equal(minhash._sorted(np.stack([numbers, numbers])), np.sort(numbers))
+
+
 def test_words_are_folded_in_ascii_and_characters_without_blanks_stand_alone():
     assert minhash.shingles("A b, C Ä") == {("a", "b", "c", "Ä")}
     assert minhash.shingles("a b c d e f") == {tuple("abcde"), tuple("bcdef")}
@@ -143,12 +150,14 @@ def test_which_of_a_cluster_stays():
         ("https://www.Example.com/a/?utm_source=x&b=2&a=1#top", "http://example.com/a?a=1&b=2"),
         ("http://example.com:80/a/", "https://example.com/a"),
         ("example.com/a?fbclid=7&PHPSESSID=1", "http://example.com/a"),
+        ("https://example.com/#!/page1", "http://www.example.com#!/page1"),
     ],
 )
 def test_addresses_of_one_page(url, same_as):
     others = ["http://example.com/b", "http://example.com:8080/a", "http://example.com/a?ref=7", "http://example.com/A"]
+    others += ["http://example.com/#!/page2", "http://example.com/"]
     found = duplicates.url_hashes([url, same_as, *others, ""])
-    assert found[0] == found[1] and len(set(found.tolist())) == 6 and found[-1] == 0
+    assert found[0] == found[1] and len(set(found.tolist())) == 8 and found[-1] == 0
     assert duplicates.normalized("http://[broken") == "http://[broken"
 
 

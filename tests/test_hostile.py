@@ -98,7 +98,7 @@ def test_broken_lists_are_counted(tmp_path, content):
     (tmp_path / "a.json").write_text(content)
     (tmp_path / "b.txt").write_text("ok")
     texts, left_out = outcome(tmp_path)
-    assert texts == ["ok"] and left_out.counts.total() == (content != "")
+    assert texts == ["ok"] and left_out.counts.total() == 1
 
 
 @pytest.mark.parametrize("packing", PACK)
@@ -119,6 +119,55 @@ def test_packed_files_cut_short_or_changed_are_counted(tmp_path, kind, packing):
     assert texts[-1] == "ok" and left_out.counts.total() >= 3, left_out  # zstd needs no checksum
     if kind == ".jsonl" and packing == ".gz":
         assert len(texts) > 300, "lines before the damage were lost"
+
+
+EMPTY = [*(f"a{kind}" for kind in (".jsonl", ".json", ".warc", ".html", ".txt", ".parquet")), "a.zst", "a.jsonl.zst"]
+
+
+@pytest.mark.parametrize("name", [*EMPTY, "rows.json", "rows.parquet", "packed.jsonl.gz"])
+def test_a_file_that_gives_no_document_is_counted_once(tmp_path, name):
+    pytest.importorskip("fastwarc")
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], "string")}), tmp_path / "rows.parquet")
+    (tmp_path / "rows.json").write_text("[]")
+    (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress(b""))
+    for empty in EMPTY:
+        (tmp_path / empty).write_bytes(b"")
+    left_out = Skipped()
+    found = [found for part in plan_parts([tmp_path / name]) for found in read_part(part, left_out)]
+    assert not found and left_out.counts.total() == 1 and left_out.examples.popitem()[1][0].startswith(name)
+
+
+def test_a_range_in_which_no_line_begins_is_no_empty_file(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x" * 500}) + "\n")
+    left_out = Skipped()
+    assert len([found for part in plan_parts([tmp_path], 100) for found in read_part(part, left_out)]) == 1
+    assert not left_out.counts
+
+
+def test_folders_without_permission_are_counted(tmp_path, monkeypatch):
+    """Root may read all, so the refusal is made here: of a folder to be listed, of a file to be looked at."""
+    for name in ("a/hidden.txt", "b/veiled.txt", "c/good.txt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("words")
+    listed, asked = Path.iterdir, os.stat
+
+    def iterdir(self):
+        if self.name == "a":
+            raise PermissionError(13, "Permission denied", str(self))
+        return listed(self)
+
+    def stat(path, **more):
+        if str(path).endswith("veiled.txt"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return asked(path, **more)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    monkeypatch.setattr(os, "stat", stat)
+    texts, left_out = outcome(tmp_path)
+    assert texts == ["words"] and left_out.counts == {"without permission to read": 2}
+    assert left_out.examples["without permission to read"] == [
+        f"{tmp_path.name}/{name}" for name in ("a", "b/veiled.txt")
+    ]
 
 
 def test_damaged_tables_are_counted(tmp_path):
@@ -287,6 +336,7 @@ def test_a_reader_of_nothing_but_damage_says_so_in_one_line(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": \n' * 9)
     (tmp_path / "b.parquet").write_bytes(b"PAR1 but not really")
     with pytest.raises(
-        ValueError, match=r"^[^\n]* holds no text: 9 not JSON \([^\n]+\), 1 damaged or unreadable [^\n]+$"
+        ValueError,
+        match=r"^[^\n]* holds no text: 9 not JSON \([^\n;]+a.jsonl:0: [^\n;]+; [^\n;]+; [^\n;]+\), 1 damaged [^\n]+$",
     ):
         list(documents([tmp_path]))

@@ -16,6 +16,7 @@ from llamita.data import labels
 from llamita.data.classifier import Classifier
 from llamita.data.document import Document
 from llamita.data.strings import Strings
+from llamita.recipes.quality import interval
 
 
 def some_documents(count=8):
@@ -169,8 +170,9 @@ def test_judge_trains_and_prints_its_table(tmp_path, capsys):
     assert cli.main(["data", "judge", "--good", str(good), "--bad", str(bad), "--out", str(out)]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith(f"{out}: learnt from") and "auc 1.000" in said[1]
-    assert [line.split()[0] for line in said[3:8]] == ["90%", "75%", "50%", "25%", "10%"]
-    assert said[6].split()[-1] == said[7].split()[-1] == "100.0%" != said[3].split()[-1]
+    assert [line.split()[0] for line in said[4:9]] == ["90%", "75%", "50%", "25%", "10%"]
+    assert said[7].split()[-1] == said[8].split()[-1] == "100.0%" != said[4].split()[-1]
+    assert said[2].startswith("the accuracy lies between 0.9") and said[2].endswith("and 1.000 (95%)")
     assert all("river" in line for line in said if line.startswith("best"))
     assert all("cheap" in line for line in said if line.startswith("worst"))
     scores = Classifier.load(out).score(Strings.of(["the river of the town stands old", "buy cheap now click here"]))
@@ -178,6 +180,25 @@ def test_judge_trains_and_prints_its_table(tmp_path, capsys):
     again = tmp_path / "again.safetensors"
     quality.judge(good=(str(good),), bad=(str(bad),), out=again)
     assert again.read_bytes() == out.read_bytes()
+
+
+def test_a_judge_that_was_tried_on_few_says_how_little_that_shows(tmp_path, capsys):
+    good, bad = corpus_of_two(tmp_path, 20)
+    words = ["data", "judge", "--good", str(good), "--bad", str(bad), "--out", str(tmp_path / "q")]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "accuracy 1.000" in said[1] and said[2].endswith("and 1.000 (95%): too few to tell, label more")
+    low = float(said[2].split("between ")[1].split()[0])
+    assert 0.5 < low < 0.9, "all right, and yet not sure"
+
+
+@pytest.mark.parametrize(
+    ("right", "total", "low", "high"),
+    [(8, 8, 0.6756, 1.0), (0, 8, 0.0, 0.3244), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662)],
+)
+def test_the_interval_is_wilsons(right, total, low, high):
+    """The last row is the example of Newcombe 1998 (Statistics in Medicine 17), table I."""
+    assert interval(right, total) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_labels_and_folders_go_together_and_what_is_missing_is_told_in_a_line(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,16 @@ def test_a_kubernetes_job_and_its_service_agree(capsys):
 def test_mistakes_are_one_line(capsys, words, said):
     assert cli.main(["launch", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_ray_train_that_is_not_installed_says_how_to_get_it(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray.train", None)
+    assert cli.main(["launch", "ray", *WORDS]) == 2
+    assert capsys.readouterr().err == (
+        "llamita: Ray Train wants to be installed: pip install 'llamita[ray]' 'ray[train]'\n"
+    )
+    assert cli.main(["launch", "ray", "--", "chat", "x"]) == 2
+    assert "name the run behind --" in capsys.readouterr().err
 
 
 def test_no_file_is_written(tmp_path, capsys, monkeypatch):

@@ -85,6 +85,26 @@ def test_temperature_lifts_what_is_rare():
     assert list(shares("source^0").values()) == [0.25] * 4
 
 
+UNTOLD = Corpus([("web", "en", "prose", 600), ("web", "de", "prose", 100), ("web", "und", "prose", 200),
+                 ("und", "", "code", 100)])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("lang!=en:5% rest", {"lang!=en": [1], "rest": [0, 2, 3]}),
+        ("lang!=en,lang^0.3:8% rest", {"lang!=en,lang=de": [1], "rest": [0, 2, 3]}),
+        ("lang^1", {"lang=": [2, 3], "lang=de": [1], "lang=en": [0]}),
+        ("lang=und:1% rest", {"lang=und": [2], "rest": [0, 1, 3]}),
+        ("source!=web:1% rest", {"source!=web": [3], "rest": [0, 1, 2]}),
+    ],
+)
+def test_a_language_that_could_not_be_told_is_none(line, expected):
+    blends = mix.parse([line])
+    pools, docs = mix.pools(UNTOLD, blends)
+    assert {pool.name: chosen.tolist() for pool, chosen in zip(pools, docs, strict=True)} == expected
+
+
 def test_phases_have_their_own_shares_of_common_pools():
     lines = ("kind=code:20% rest", "90%: source=novels:50% rest")
     first, second = shares(*lines), shares(*lines, phase=1)
@@ -234,7 +254,7 @@ def test_a_run_trains_on_its_mixture_and_says_so(run, tmp_path, capsys):
     assert books[4] == pytest.approx(0.5, abs=0.05)
     assert german[9] - german[4] / 2 == pytest.approx(0.5)  # all of the second half
     assert config.load(type(run), tmp_path / "run/run.toml").data.mix == LINES_OF_RUN
-    with pytest.raises(ValueError, match=r"data\.mix was"):
+    with pytest.raises(ValueError, match=r"data\.mix differs before step 10, which is done already"):
         other = dataclasses.replace(run, data=dataclasses.replace(run.data, mix=("natural",)))
         stages.pretrain(other, tmp_path / "run", prompts=[])
 

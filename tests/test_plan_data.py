@@ -1,13 +1,16 @@
 """Layer: arithmetic. The plan of a large build against numbers worked out by hand, and what it refuses."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from llamita.cli import data as verbs
 from llamita.config import to_dict
-from llamita.data.recipe import RECIPES, recipe
+from llamita.data.build import build
+from llamita.data.recipe import RECIPES, Rules, recipe
 from llamita.plan.data import BUILD, PARTS, SPEEDS, Speed, Yields, measured, plan, stages, text
+from tests.fakes import byte_tokenizer
 
 SIZES = {"part_bytes": 2**25, "shard_tokens": 2**26}
 TIMES = {
@@ -86,7 +89,28 @@ def test_every_number_has_a_source_and_the_verb_prints_both_forms(capsys):
     verbs.plan(1e9, recipe="plain", cores=2, as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert found["builds"] == 1 and found["wall_hours"] <= found["core_hours"]
-    assert [row["stage"] for row in found["rows"]] == ["dedup", "encode", "shards"]
+    assert [row["stage"] for row in found["rows"]] == ["read", "dedup", "encode", "shards"]
+    assert not any(word in speed.source for speed in SPEEDS.values() for word in ("provisional", "prototype"))
+
+
+def test_a_plan_of_a_single_build_says_so():
+    told = text(plan(1e11, 2, PARTS, SPEEDS, Yields(), **SIZES, dumps=True))
+    assert any(line.startswith("one build, of one dump or less of it: FineWeb") for line in told)
+    assert not any("1 builds" in line for line in told) and any("documents in 1 build:" in line for line in told)
+
+
+def test_a_measured_build_is_planned_by_its_own_recipe(tmp_path, capsys):
+    """Not by the default one, of web pages: books do not come in dumps."""
+    lines = "".join(
+        json.dumps({"text": f"Line {i} of a book that is read by many people. " * 9}) + "\n" for i in range(60)
+    )
+    (tmp_path / "a.jsonl").write_text(lines)
+    for name, is_web in (("books", False), ("web", True)):
+        chosen = replace(recipe(name), rules=Rules())
+        build(chosen, [tmp_path / "a.jsonl"], byte_tokenizer(), tmp_path / name)
+        verbs.plan(15e12, cores=2, measured=tmp_path / name)
+        told = capsys.readouterr().out
+        assert ("96 builds, a dump each" in told) == is_web and ("in 1 build:" in told) != is_web
 
 
 def test_the_text_lines_up():

@@ -13,7 +13,16 @@ from llamita.data.sampler import Sampler
 from llamita.train.objective import next_token, num_targets
 from llamita.train.optim import Optimizer
 from llamita.train.run import Data, Run, Schedule
-from llamita.train.schedule import batch_size, check_extension, decay_start, extended, first_sample, lr_ratio, stages
+from llamita.train.schedule import (
+    batch_size,
+    check_extension,
+    decay_start,
+    extended,
+    first_sample,
+    lr_ratio,
+    place,
+    stages,
+)
 from tests.training import RUN, model, rows
 
 WSD = Schedule(kind="wsd", warmup_steps=10, decay_share=0.2)
@@ -70,6 +79,8 @@ def test_every_sample_belongs_to_exactly_one_step(ramp):
     assert first_sample(run, 0) == 0 and batch_size(run, 0) == run.batch_size
     for step in range(40):
         assert first_sample(run, step + 1) == first_sample(run, step) + batch_size(run, step)
+        assert place(run, first_sample(run, step)) == (step, 0)
+        assert place(run, first_sample(run, step + 1) - 1) == (step, batch_size(run, step) - 1)
     if ramp:
         assert first_sample(run, 40) != 40 * run.batch_size, "negative control: one batch size is not enough"
 

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from llamita.data import presets, words
+from llamita.data import line_signals, presets, words
 from llamita.data.measure import measure
 from llamita.data.strings import Strings
 from llamita.data.words import ALONE, BLANK, CAPITAL, CLOSES, IN_WORD, LETTER, OPENS, OTHER
@@ -198,3 +198,17 @@ def test_columns_do_not_depend_on_the_batch_and_are_numbers():
     assert not any(np.isinf(column).any() or len(column) != 300 for column in together.values())
     assert set(presets.COLUMNS) <= set(together)
     assert all(len(column) == 0 for column in measure(Strings.of([])).values())
+
+
+def test_lines_longer_than_a_tally_holds():
+    for size in ((1 << line_signals.BITS) - 2, (1 << line_signals.BITS) - 1, 3 << line_signals.BITS):
+        line = "{#1é…" * size + "..." + "." * size
+        found = line_signals.measure(Strings.of([f"{line}\n{line}"]))
+        counts = {
+            name: int(found[name][0]) for name in ("chars", "lines", "max_line_length", "hashes", "ellipses", "braces")
+        }
+        assert counts == {
+            "chars": 2 * len(line) + 1, "lines": 2, "max_line_length": len(line), "hashes": 2 * size,
+            "ellipses": 2 * (size + 1 + size // 3), "braces": 2 * size,
+        }  # fmt: skip
+        assert found["digit_share"][0] * (2 * len(line) + 1) == pytest.approx(2 * size)

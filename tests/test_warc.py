@@ -107,6 +107,20 @@ def test_answers_are_unpacked(tmp_path, encoding, transfer):
     assert found[0].text.startswith("Words stand")
 
 
+@pytest.mark.parametrize("transfer", ["", "chunked"])
+@pytest.mark.parametrize("pack", [gzip.compress, zlib.compress])
+def test_a_packed_page_that_ends_too_soon_is_damaged(tmp_path, pack, transfer):
+    """The record is as long as it says; of the page in it the end was never sent."""
+    headers = {"Content_Encoding": "gzip"} | ({"Transfer_Encoding": "chunked"} if transfer else {})
+    records = []
+    for body in (pack(page("Cut"))[:-20], pack(page("Whole"))):
+        body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if transfer else body
+        records.append(record("u", answer(body, **headers)))
+    found, left_out = read(tmp_path, packed(*records))
+    assert [document.text.split()[0] for document in found] == ["Whole"]
+    assert left_out.counts == {"archived pages that are damaged": 1}
+
+
 def test_a_bomb_in_an_answer_costs_neither_memory_nor_the_records_after_it(tmp_path, monkeypatch):
     monkeypatch.setattr(warc, "MAX_BYTES", 10_000)
     records = [record("bomb", answer(gzip.compress(b"<p>" + b" " * 10**7), Content_Encoding="gzip"))]
@@ -169,13 +183,13 @@ def test_real_archives_give_their_pages(tmp_path, samples):
         reasons += left_out.counts
     example = [name for name, found in texts.items() if found and "illustrative examples" in found[0]]
     assert sorted(example) == [
-        "example-bad-non-chunked.warc.gz", "example-resource.warc.gz", "example-trunc.warc",
-        "example-wget-bad-target-uri.warc.gz", "example-wrong-chunks.warc.gz", "example.arc", "example.arc.gz",
-        "example.warc", "example.warc.gz",
+        "example-bad-non-chunked.warc.gz", "example-resource.warc.gz", "example-wget-bad-target-uri.warc.gz",
+        "example-wrong-chunks.warc.gz", "example.arc", "example.arc.gz", "example.warc", "example.warc.gz",
     ]  # fmt: skip
     assert len({tuple(texts[name]) for name in example}) == 1
     assert "Root Zone trust anchor" in texts["example-iana.org-chunked.warc"][0]
     assert reasons["damaged or unreadable"] == 3 and reasons["archived files that are no text"] == 6
+    assert reasons["archived pages that are damaged"] == 1, "example-trunc.warc"
 
 
 def test_damage_anywhere_is_counted_and_never_raised(tmp_path, samples):

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from llamita.parallel import mesh
+
 GRACE = 20  # seconds that ranks have to notice by themselves that another has failed
 
 
@@ -106,5 +108,4 @@ def _rank(function: Callable, rank: int, args: tuple, env: dict[str, str], group
     aside.rename(folder / str(rank))
     if error:
         os._exit(1)  # at once, so that ranks which wait for this one fail instead of hanging
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    mesh.leave()

@@ -16,7 +16,7 @@ from typing import Any
 
 import tyro
 
-from llamita.cli import corpora, data, launch, models, quality, runs, surgery, verbs, vocabularies
+from llamita.cli import corpora, data, launch, models, quality, runs, surgery, training, verbs, vocabularies
 from llamita.config import nearest
 from llamita.data import recipe as data_recipe
 from llamita.recipes.runs import RECIPES, recipe, sources
@@ -27,7 +27,8 @@ VERBS: dict[str, Callable[..., Any]] = {
     "tokenizer view": vocabularies.view, "data build": corpora.build, "data task": corpora.task,
     "data label": quality.label, "data judge": quality.judge, "data where": data.where, "data inspect": data.inspect,
     "data card": data.card, "data export": data.export, "plan data": data.plan,
-    "train": verbs.train, "sft": verbs.sft, "generate": verbs.generate, "chat": verbs.chat, "eval": verbs.evaluate,
+    "doctor": training.doctor, "train": verbs.train, "sft": verbs.sft,
+    "generate": verbs.generate, "chat": verbs.chat, "eval": verbs.evaluate,
     "import": models.import_, "export": models.export, "report": verbs.report, "show": models.show,
     "surgery vocab": surgery.vocab, "surgery tie": surgery.tie, "surgery untie": surgery.untie,
     "surgery average": surgery.average, "surgery lora": surgery.lora, "surgery layers": surgery.layers,
@@ -82,20 +83,20 @@ def one_line(boxed: str) -> str:
     lines = [line.strip("│| ") for line in boxed.splitlines()[1:]]
     parts = [list(part) for ruled, part in itertools.groupby(lines, lambda line: set(line) <= RULE) if not ruled]
     said = " ".join(parts[0])
-    meant = [line.split()[0] for part in parts[1:] for line in part if line.startswith("--")]
+    meant = [line.split()[0].rstrip(",") for part in parts[1:] for line in part if line.startswith("--")]
     return f"{said}; did you mean {meant[0]}?" if meant and said.startswith("Unrecognized") else said
 
 
 def run_verb(verb: str, words: list[str]) -> None:
     """Call a verb whose settings are a whole Run, started from a recipe."""
-    if verb == "train" and (not words or words[0].startswith("-")) and "--help" not in words:
-        raise ValueError(f"name a recipe: llamita train RECIPE; there are: {', '.join(RECIPES)}")
+    if verb != "sft" and (not words or words[0].startswith("-")) and "--help" not in words:
+        raise ValueError(f"name a recipe: llamita {verb} RECIPE; there are: {', '.join(RECIPES)}")
     named = words.pop(0) if words and not words[0].startswith("-") else "sft"
     start = recipe(named)
-    kind = verbs.Started if verb == "train" else verbs.Tuned
-    missing = tyro.MISSING
-    blanks = {"dir": missing} if verb == "train" else {"dir": missing, "base": missing, "conversations": missing}
-    chosen = parse(kind, words, f"llamita {verb}" + (f" {named}" if verb == "train" else ""), kind(run=start, **blanks))
+    kinds: dict[str, Any] = {"train": verbs.Started, "sft": verbs.Tuned, "doctor": training.Examined}
+    blanks = {"train": ("dir",), "sft": ("dir", "base", "conversations"), "doctor": ()}
+    blank = kinds[verb](run=start, **dict.fromkeys(blanks[verb], tyro.MISSING))
+    chosen = parse(kinds[verb], words, f"llamita {verb}" + f" {named}" * (verb != "sft"), blank)
     VERBS[verb](chosen, sources(chosen.run, start, f"recipe {named}", "command line"))
 
 
@@ -125,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
         if verb in COMMANDED and "--" in rest:
             here = rest.index("--")
             parse(later(COMMANDED[verb](rest[here + 1 :])), rest[:here], f"llamita {verb}")()
-        elif verb in ("train", "sft"):
+        elif verb in ("train", "sft", "doctor"):
             run_verb(verb, rest)
         elif verb == "data build":
             run_build(rest)

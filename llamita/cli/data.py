@@ -71,6 +71,8 @@ def inspect(
 
     if not paths:
         raise ValueError("name a corpus folder, or files and folders of text")
+    if count < 1:
+        raise ValueError(f"--count must be at least 1, not {count}")
     if len(paths) == 1 and (Path(paths[0]) / "manifest.json").is_file():
         if verify:
             Corpus.open(paths[0], verify=True)
@@ -121,11 +123,13 @@ def plan(
         tokens: Tokens to be left at the end: 15e12.
         recipe: A data recipe, or a .toml file; web recipes are taken to read dumps of Common Crawl.
         cores: Cores that work at once.
-        measured: Corpus folder whose build gives the speeds and how much is left; else the table in plan/data.py.
+        measured: Corpus folder whose build gives the recipe, the speeds and how much is left; else the table in
+            plan/data.py.
         as_json: Print one JSON object.
     """
-    from llamita.config import to_dict
+    from llamita.config import load, to_dict
     from llamita.data.files import PART_BYTES
+    from llamita.data.recipe import Recipe
     from llamita.data.recipe import recipe as named
     from llamita.data.shards import SHARD_TOKENS, Corpus
     from llamita.plan import data as room
@@ -134,6 +138,7 @@ def plan(
     entering, speeds, yields = room.stages(chosen), room.SPEEDS, room.Yields()
     if measured:
         folder = Corpus.open(measured, verify=False).folder
+        chosen = to_dict(load(Recipe, folder / "recipe.toml"))
         times, facts = (json.loads((folder / name).read_bytes()) for name in ("build-times.json", "build.json"))
         entering, (speeds, yields) = room.BUILD, room.measured(times, facts)
     found = room.plan(

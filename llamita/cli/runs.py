@@ -25,9 +25,11 @@ def extend(
         mix: Mixture of the fall (docs/data.md), such as "source=books:30% rest".
         prompt: Beginnings that are continued during training, to be read by people.
     """
+    from llamita.parallel import mesh
     from llamita.recipes import extend
 
     extend.extend(run, dir, at=at, steps=steps, decay_steps=decay_steps, mix_line=mix, prompts=list(prompt))
+    mesh.leave()
 
 
 def verify_resume(words: list[str]) -> Callable[..., None]:

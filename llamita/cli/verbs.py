@@ -62,11 +62,13 @@ class Started:
 
 def train(started: Started, origin: dict[str, str]) -> None:
     """Pretrain: `llamita train RECIPE --dir FOLDER --data.corpus FOLDER [--dotted.field value]`."""
+    from llamita.parallel import mesh
     from llamita.recipes import stages
     from llamita.runtime import keep_freed_memory
 
     keep_freed_memory()
     stages.pretrain(started.run, started.dir, prompts=list(started.prompt), sources=origin)
+    mesh.leave()
 
 
 @dataclass
@@ -85,11 +87,13 @@ class Tuned:
 def sft(tuned: Tuned, origin: dict[str, str]) -> None:
     """Fine-tune: `llamita sft --base FOLDER --conversations FILE --dir FOLDER [--dotted.field value]`."""
     from llamita.align.sft import read
+    from llamita.parallel import mesh
     from llamita.recipes import stages
     from llamita.runtime import keep_freed_memory
 
     keep_freed_memory()
     stages.finetune(tuned.run, tuned.dir, tuned.base, list(read(tuned.conversations)), sources=origin)
+    mesh.leave()
 
 
 def generate(

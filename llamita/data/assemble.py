@@ -14,8 +14,8 @@ import numpy as np
 from llamita.config import save
 from llamita.data.collect import READ
 from llamita.data.contamination import Index
-from llamita.data.curate import MAX_SAMPLES
-from llamita.data.encode import ENCODE, KEY
+from llamita.data.curate import MAX_SAMPLES, sample
+from llamita.data.encode import ENCODE, KEY, forget
 from llamita.data.engine import Facts, Stage, Tick, one
 from llamita.data.job import Job
 from llamita.data.resolve import FREQUENT, LINES, MATCH, RESOLVE
@@ -85,6 +85,7 @@ def names(job: Job) -> dict[str, list[str]]:
 
 def shards(job: Job, number: int, tick: Tick) -> Facts:
     """The shards of one group, numbered from 0 in the group until `finish` knows all groups."""
+    forget()
     parts, middle = groups(job)[number], border(job)
     keys = [job.load("encode", part, "keys") for part in parts]
     written: dict[str, list[Shard]] = {split: [] for split in SPLITS}
@@ -203,7 +204,7 @@ def papers(job: Job) -> dict[str, Any]:
             entry = removed.setdefault(reason, {"docs": 0, "bytes": 0, "samples": []})
             entry["docs"] += docs
             entry["bytes"] += facts["removed"]["bytes"][reason]
-            entry["samples"] = (entry["samples"] + facts["removed"]["samples"][reason])[:MAX_SAMPLES]
+            entry["samples"] = sample(entry["samples"] + facts["removed"]["samples"][reason])
     skipped: dict[str, Any] = {}
     for facts in read:
         for reason, said in facts["skipped"].items():

@@ -21,13 +21,14 @@ from llamita.data.encode import ENCODE
 from llamita.data.engine import Facts, Stage, perform, write_json
 from llamita.data.job import Job, forget
 from llamita.data.read import Document, Part, plan_parts
-from llamita.data.recipe import Recipe, plain
+from llamita.data.recipe import Recipe, placed, plain
 from llamita.data.resolve import FREQUENT, LINES, MATCH, RESOLVE
 from llamita.data.shards import Manifest
-from llamita.data.workspace import place, workspace
+from llamita.data.workspace import corpus_of, is_placed, place, workspace
+from llamita.log import say
 from llamita.tokenizer.carried import AnyTokenizer
 
-VERSION = 1  # of what tasks write: a folder of another one is begun anew
+VERSION = 2  # of what tasks write: a folder of another one is begun anew
 JudgeOf = Callable[[Recipe], Callable[[], Judge] | None]
 STAGES = (READ, MATCH, RESOLVE, LINES, FREQUENT, ENCODE, SHARDS, FINISH)
 
@@ -40,6 +41,10 @@ class Workers:
     """Processes of this machine."""
     ray: str | None = None
     """Address of a Ray cluster; "" starts one here."""
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 1:
+            raise ValueError(f"there must be at least 1 worker, not {self.num_workers}")
 
 
 def build(
@@ -57,7 +62,10 @@ def build(
     call goes on. `judge` makes in each worker what gives bits per byte, where the recipe names a model. Raises
     ValueError: no text, what a recipe names is missing, another process builds there.
     """
+    recipe = placed(recipe, Path())
     check(recipe)
+    if workers.ray is not None:
+        engine.check_ray(workers.ray)
     parts = planned(paths)
     with workspace(Path(out), key(recipe, tokenizer, parts)) as folder:
         job = prepare(folder, recipe, tokenizer, parts, judge)
@@ -68,6 +76,7 @@ def build(
 
 def prepared(recipe: Recipe, paths: Sequence[str | Path], tokenizer: AnyTokenizer, out: str | Path) -> Path:
     """The work folder of a build whose tasks others do; `task` does them."""
+    recipe = placed(recipe, Path())
     check(recipe)
     parts = planned(paths)
     with workspace(Path(out), key(recipe, tokenizer, parts)) as folder:
@@ -77,20 +86,32 @@ def prepared(recipe: Recipe, paths: Sequence[str | Path], tokenizer: AnyTokenize
 
 def task(folder: Path, name: str, number: int, of: int, judge_of: JudgeOf) -> None:
     """Every `of`-th task of a stage that is not yet done, from `number` on; after the last stage the corpus is put in
-    its place."""
+    its place. Does nothing where it stands there already.
+
+    Raises ValueError: no such stage or task, `folder` is no work folder, the stages before this one are not done.
+    """
     stages = {stage.name: stage for stage in STAGES}
     if name not in stages:
         raise ValueError(f"no stage is called {name!r}{nearest(name, stages)}")
+    if not 0 <= number < of:
+        raise ValueError(f"the tasks of an array are numbered from 0 to below --of, so there is no {number} of {of}")
+    folder = folder.resolve()
+    if is_placed(folder):
+        say(f"{corpus_of(folder)} is whole: nothing is left to do")
+        return
     if not (folder / "prepared").exists():
         raise ValueError(f"{folder} is no work folder: `llamita data build ... --slurm TASKS` prepares one")
     recipe = load(Recipe, folder / "recipe.toml")
     num_parts = json.loads((folder / "prepared").read_bytes())["num_parts"]
-    job = Job(folder.resolve(), recipe, num_parts, judge_of(recipe))
+    job = Job(folder, recipe, num_parts, judge_of(recipe))
+    for before in STAGES[: STAGES.index(stages[name])]:
+        if left := before.open_tasks(job):
+            raise ValueError(f"stage {name!r} is not due: tasks of {before.name!r} come first ({len(left):,} open)")
     for open_task in stages[name].open_tasks(job):
         if open_task % of == number:
             perform(stages[name], job, open_task)
-    if stages[name] is FINISH:
-        place(job.folder)
+    if stages[name] is FINISH and not FINISH.open_tasks(job):
+        place(folder)
 
 
 def planned(paths: Sequence[str | Path]) -> list[Part]:
@@ -116,8 +137,8 @@ def key(recipe: Recipe, tokenizer: AnyTokenizer, parts: Sequence[Part]) -> str:
     read += [piece.path for piece in files.listed(recipe.contamination.evals)]
     for named in (recipe.quality.classifier, recipe.quality.model):
         read += [str(path) for path in sorted(Path(named).rglob("*")) if path.is_file()] or [named] if named else []
-    stats = [Path(path).stat() for path in read if "://" not in path]
-    return hashlib.sha256(json.dumps([whole, [(s.st_mtime_ns, s.st_size) for s in stats]]).encode()).hexdigest()
+    states = [files.state_of(path) for path in read if "://" not in path]
+    return hashlib.sha256(json.dumps([whole, states]).encode()).hexdigest()
 
 
 def prepare(

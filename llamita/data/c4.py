@@ -24,7 +24,8 @@ def c4_lines(strings: Strings) -> Strings:
     out, ends = np.empty_like(strings.data), np.zeros_like(strings.offsets)
     _long_lines(strings.data, strings.offsets, out, ends)
     kept = Strings(out[: ends[-1]], ends)
-    cited, marked = _with(kept, (b"[",)), _with(strings, SIGNS)
+    cited = _with(kept, kept.data.tobytes(), (b"[",))
+    marked = _with(strings, strings.data.tobytes().lower(), SIGNS)
     if not cited and not marked:
         return kept
     texts = [kept[i] for i in range(len(kept))]
@@ -52,10 +53,9 @@ def _stays(line: bytes, phrases: list[bytes]) -> bool:
     return not phrases or not any(phrase in line.lower() for phrase in phrases)
 
 
-def _with(strings: Strings, signs: tuple[bytes, ...]) -> list[int]:
-    """The texts that hold one of the signs, in whatever case; those in which two texts together do, too."""
-    folded = strings.data.tobytes().lower()
-    places = [place for sign in signs for place in _found(sign, folded)]
+def _with(strings: Strings, whole: bytes, signs: tuple[bytes, ...]) -> list[int]:
+    """The texts that hold one of the signs, and those in which two texts together do; `whole` = their bytes."""
+    places = [place for sign in signs for place in _found(sign, whole)]
     return np.unique(np.searchsorted(strings.offsets, places, side="right") - 1).tolist()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from llamita.data import duplicates, minhash
 from llamita.data.curate import Block, Curator, Judge, Removed, blocks
 from llamita.data.engine import Facts, Stage, Tick
-from llamita.data.job import ROWS, Job, a_part
+from llamita.data.job import BANDS, HASH, ROWS, Job, a_part
 from llamita.data.read import Skipped, read_part
 from llamita.data.recipe import Recipe
 
@@ -47,21 +47,39 @@ class Table:
 
 
 class RowFiles:
-    """The rows of hashes of a part, appended to a raw file each: memory does not grow with the part."""
+    """What the documents of a part are compared by, appended to a raw file each: a part is not held in memory.
+
+    At the end each file of hashes, 12 bytes a document, is sorted, so that a range of them is read in one piece.
+    """
 
     def __init__(self, job: Job, number: int):
         self.job, self.number = job, number
+        self.docs = 0
         self.files: dict[str, BinaryIO] = {}
 
-    def write(self, found: dict[str, np.ndarray]) -> None:
-        for name, rows in found.items():
-            if name not in self.files:
-                self.files[name] = self.job.path("read", self.number, name).open("wb")
-            self.files[name].write(rows.astype(ROWS[name].base).tobytes())
+    def write(self, rows: dict[str, np.ndarray], hashes: dict[str, np.ndarray]) -> None:
+        """A block: values by document of each of ROWS; hashes, uint64 [docs], of which 0 is none."""
+        for name, values in rows.items():
+            self._append(name, values.astype(ROWS[name].base))
+        for name, values in hashes.items():
+            some = np.flatnonzero(values)
+            table = np.empty(len(some), HASH)
+            table["hash"], table["row"] = values[some], self.docs + some
+            self._append(name, table)
+        self.docs += len(rows["size"])
+
+    def _append(self, name: str, values: np.ndarray) -> None:
+        if name not in self.files:
+            self.files[name] = self.job.path("read", self.number, name).open("wb")
+        self.files[name].write(values.tobytes())
 
     def close(self) -> None:
-        for file in self.files.values():
+        for name, file in self.files.items():
             file.close()
+            if name not in ROWS:
+                path = self.job.path("read", self.number, name)
+                table = np.fromfile(path, HASH)
+                table[np.argsort(table["hash"], kind="stable")].tofile(path)
 
 
 def removed_table(block: Block, reasons: np.ndarray) -> "pyarrow.Table":
@@ -73,22 +91,24 @@ def removed_table(block: Block, reasons: np.ndarray) -> "pyarrow.Table":
     )
 
 
-def hashes(block: Block, recipe: Recipe) -> dict[str, np.ndarray]:
-    """What documents are compared by: a row each. `sketch` is what candidates are verified with."""
+def compared(block: Block, recipe: Recipe) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What decides which of some documents stays or verifies that they are alike, and hashes that are equal where they
+    may be, within their scope."""
     dedup = recipe.dedup
-    scope = [""] * len(block) if dedup.scope == "global" else block.columns[dedup.scope.replace("language", "lang")]
-    found = {
-        "exact": duplicates.exact_hashes(block.strings),
-        "scope": duplicates.name_hashes(scope),
+    rows = {
         "size": block.strings.sizes,
         "date": np.array([date_number(date) for date in block.columns["date"]], np.int64),
     }
+    hashes = {"exact": duplicates.exact_hashes(block.strings)}
     if dedup.url:
-        found["url"] = duplicates.url_hashes(block.columns["url"])
+        hashes["url"] = duplicates.url_hashes(block.columns["url"])
     if dedup.minhash:
-        signatures, sketches = minhash.signed(block.strings)
-        found |= {"bands": minhash.bands(signatures), "sketch": sketches}
-    return found
+        signatures, rows["sketch"] = minhash.signed(block.strings)
+        hashes |= zip(BANDS, minhash.bands(signatures).T, strict=True)
+    if dedup.scope != "global":
+        scopes = duplicates.name_hashes(block.columns[dedup.scope.replace("language", "lang")])
+        hashes = {name: np.where(found, duplicates.scoped(found, scopes), 0) for name, found in hashes.items()}
+    return rows, hashes
 
 
 def date_number(date: str) -> int:
@@ -122,7 +142,7 @@ def read(job: Job, number: int, tick: Tick) -> Facts:
             kept = decide(block, remove)
             if len(kept):
                 kept_file.write(kept.table())
-                rows.write(hashes(kept, job.recipe))
+                rows.write(*compared(kept, job.recipe))
                 facts["docs"] += len(kept)
                 facts["bytes"] += int(kept.strings.sizes.sum())
             tick(facts | {"removed": {"docs": removed.docs}, "share": part.share(facts["bytes_in"])})
@@ -130,3 +150,14 @@ def read(job: Job, number: int, tick: Tick) -> Facts:
 
 
 READ = Stage("read", a_part, read)
+
+
+def losses(job: Job) -> str:
+    """What became of the documents and files that are not kept: how many by reason, and the names of some."""
+    found = Skipped()
+    for facts in READ.facts(job):
+        found.add_facts(facts["skipped"])
+        for reason, docs in facts["removed"]["docs"].items():
+            examples = [sample["name"] for sample in facts["removed"]["samples"][reason]]
+            found.add_facts({reason: {"count": docs, "examples": examples}})
+    return str(found) or "no file was found"

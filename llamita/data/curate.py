@@ -12,6 +12,7 @@ import numpy as np
 
 from llamita.data import contamination, kind, language, measure, pii, presets, script
 from llamita.data.c4 import c4_lines
+from llamita.data.duplicates import name_hashes
 from llamita.data.read import Document
 from llamita.data.recipe import Recipe
 from llamita.data.strings import Strings
@@ -77,15 +78,26 @@ class Removed:
     samples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
 
     def add(self, block: Block, reasons: np.ndarray) -> None:
+        places: dict[str, list[int]] = {}
         for i, reason in enumerate(reasons.tolist()):
             self.docs[reason] += 1
             self.bytes[reason] += int(block.strings.sizes[i])
-            shown = self.samples.setdefault(reason, [])
-            if len(shown) < MAX_SAMPLES:
-                shown.append({"name": block.columns["name"][i], "text": excerpt(block.strings[i])})
+            places.setdefault(reason, []).append(i)
+        names = block.columns["name"]
+        for reason, mine in places.items():
+            likely = np.argsort(name_hashes([names[i] for i in mine]), kind="stable")[:MAX_SAMPLES]
+            found = [{"name": names[mine[i]], "text": excerpt(block.strings[mine[i]])} for i in likely.tolist()]
+            self.samples[reason] = sample(self.samples.get(reason, []) + found)
 
     def facts(self) -> dict[str, Any]:
         return {"docs": self.docs, "bytes": self.bytes, "samples": self.samples}
+
+
+def sample(documents: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The MAX_SAMPLES whose names have the smallest hashes: as good as drawn by lot, and the same samples whether all
+    are given at once or, in any order, samples of parts of them."""
+    order = np.argsort(name_hashes([document["name"] for document in documents]), kind="stable")
+    return [documents[i] for i in order[:MAX_SAMPLES].tolist()]
 
 
 def excerpt(text: bytes) -> str:
@@ -145,8 +157,9 @@ class Curator:
     def _typed(self, block: Block) -> tuple[Block, np.ndarray]:
         kinds, code_langs = kind.kinds(block.columns["name"], block.strings)
         said = block.columns["kind"]
-        found = {"kind": [own or kind for own, kind in zip(said, kinds, strict=True)], "code_lang": code_langs}
-        return block.with_columns(found), stays(block)
+        found = [own if own in kind.KINDS else guess for own, guess in zip(said, kinds, strict=True)]
+        langs = [lang if is_of == kind.CODE else "" for lang, is_of in zip(code_langs, found, strict=True)]
+        return block.with_columns({"kind": found, "code_lang": langs}), stays(block)
 
     def _in_language(self, block: Block) -> tuple[Block, np.ndarray]:
         natural = block.is_kind(*NATURAL)

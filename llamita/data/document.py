@@ -14,7 +14,7 @@ Mode = Literal["fast", "precise", "union"]
 # What a row may say of its text, at its top or under `metadata` or `meta`: C4, Dolma, FineWeb, RedPajama, datatrove.
 COLUMNS = {
     "id": "name", "source": "source", "url": "url", "license": "license", "lang": "lang", "language": "lang",
-    "date": "date", "timestamp": "date", "created": "date",
+    "date": "date", "timestamp": "date", "created": "date", "kind": "kind",
 }  # fmt: skip
 NESTED = ("metadata", "meta")
 
@@ -33,6 +33,7 @@ class Document:
     license: str = ""
     date: str = ""
     kind: str = ""
+    """One of `kind.KINDS`, if the input says it; anything else counts for nothing."""
 
 
 def fault(text: str) -> str:

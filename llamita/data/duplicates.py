@@ -44,7 +44,10 @@ def url_hashes(urls: Sequence[str]) -> np.ndarray:
 
 
 def normalized(url: str) -> str:
-    """Host in lower case without `www.` and port, path without a slash at its end, query without tracking."""
+    """Host in lower case without `www.` and port, path without a slash at its end, query without tracking.
+
+    `#place` goes, `#!/page` stays: by it some sites tell their pages apart.
+    """
     if not url:
         return ""
     try:
@@ -55,7 +58,8 @@ def normalized(url: str) -> str:
         return url
     query = sorted((key, value) for key, value in parse_qsl(parts.query, keep_blank_values=True)
                    if not key.lower().startswith("utm_") and key.lower() not in TRACKING)  # fmt: skip
-    return f"{host}{port}{parts.path.rstrip('/')}" + (f"?{urlencode(query)}" if query else "")
+    page = f"#{parts.fragment}" if parts.fragment.startswith("!") else ""
+    return f"{host}{port}{parts.path.rstrip('/')}" + (f"?{urlencode(query)}" if query else "") + page
 
 
 def scoped(hashes: np.ndarray, scopes: np.ndarray) -> np.ndarray:

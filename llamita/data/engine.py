@@ -4,9 +4,11 @@ A stage is some tasks that do not depend on one another. A task reads and writes
 facts, which become its marker; who runs it, where and in what order changes nothing.
 """
 
+import importlib.util
 import json
 import multiprocessing
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +24,7 @@ from llamita.log import Eta
 Facts = dict[str, Any]
 Tick = Callable[[Facts], None]
 POLL_SECONDS = 0.5
+ANSWER_SECONDS = 10.0  # in which a Ray cluster must answer
 
 
 class Stopped(ValueError):
@@ -139,19 +142,47 @@ class OnRay:
     """The same tasks on a Ray cluster, whose nodes see the work folder at the same path. Wants the extra `ray`."""
 
     def __init__(self, address: str = ""):
+        self.ray = importlib.import_module("ray")
         try:
-            import ray
-        except ImportError as error:
-            raise ValueError("tasks on Ray want it to be installed: pip install 'llamita[ray]'") from error
-        self.ray = ray
-        ray.init(address=address or None, ignore_reinit_error=True, include_dashboard=False)
+            self.ray.init(address=address or None, ignore_reinit_error=True, include_dashboard=False)
+        except (ConnectionError, RuntimeError) as error:
+            raise Stopped(f"Ray does not start at {address or 'this machine'}: {_told(error)}") from None
 
     def run(self, stage: Stage, job: Job, numbers: Sequence[int]) -> None:
-        remote = self.ray.remote(perform)
-        self.ray.get([remote.remote(stage, job, number) for number in numbers])
+        remote, errors = self.ray.remote(perform), importlib.import_module("ray.exceptions")
+        try:
+            self.ray.get([remote.remote(stage, job, number) for number in numbers])
+        except errors.RayTaskError as error:
+            raise error.cause from None  # what the task itself raised, without Ray's account of it
+        except errors.RayError as error:
+            raise Stopped(
+                f"Ray lost a worker in stage {stage.name!r} ({type(error).__name__}: {_told(error)}); "
+                "the same command goes on from what is done"
+            ) from None
 
     def close(self) -> None:
         self.ray.shutdown()
+
+
+def check_ray(address: str) -> None:
+    """Raises ValueError where Ray is not installed, or nobody answers at HOST:PORT within ANSWER_SECONDS.
+
+    Ray itself would try for minutes.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ValueError("tasks on Ray want it to be installed: pip install 'llamita[ray]'")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"no Ray cluster answers at {address}: {_told(error)}; start one, or name another") from None
+
+
+def _told(error: Exception) -> str:
+    """The first line that an error says."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 @contextmanager

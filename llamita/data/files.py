@@ -5,6 +5,8 @@ import gzip
 import importlib
 import io
 import lzma
+import os
+import stat
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +20,7 @@ from llamita.data.engine import Stopped
 PART_BYTES = 32 * 2**20
 BUFFER_BYTES = 2**18
 MAX_EXAMPLES = 5
+MAX_NAMED = 3  # of them, in a message
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 CUTTABLE = (".jsonl", ".ndjson", ".parquet")  # these can be read from the middle on
 ARCHIVES = (".warc", ".wet")  # their library unpacks them itself, and wants to seek
@@ -58,7 +61,10 @@ class Skipped:
             shown += found["examples"][: MAX_EXAMPLES - len(shown)]
 
     def __str__(self) -> str:
-        return ", ".join(f"{count} {reason} ({self.examples[reason][0]})" for reason, count in self.counts.items())
+        return ", ".join(
+            f"{count:,} {reason} ({'; '.join(self.examples[reason][:MAX_NAMED])})"
+            for reason, count in self.counts.items()
+        )
 
 
 @dataclass(frozen=True)
@@ -146,20 +152,34 @@ def _local_files(root: Path) -> Iterator[Piece]:
         raise ValueError(f"no such file or folder: {root}")
     for path in walk(root, set()):
         name = printable(path.relative_to(root.parent).as_posix())
-        size = path.stat().st_size if path.is_file() else 0
+        _, size = state_of(path)
         yield Piece(str(path), name, printable(root.resolve().name), size, 0, size)
 
 
+def state_of(path: str | Path) -> tuple[int, int]:
+    """When a file was changed, in ns, and its size; zeros of what is no file or may not be looked at."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0, 0
+    return (found.st_mtime_ns, found.st_size) if stat.S_ISREG(found.st_mode) else (0, 0)
+
+
 def walk(path: Path, seen: set[Path]) -> Iterator[Path]:
-    """The files at or below `path` by name; no hidden entries, no folder twice however links lead there."""
-    if not path.is_dir():
+    """The files at or below `path` by name; no hidden entries, no folder twice however links lead there. A folder that
+    must not be listed stands for what is in it."""
+    try:
+        entries = sorted(path.iterdir(), key=lambda entry: entry.name) if path.is_dir() else None
+    except PermissionError:
+        entries = None
+    if entries is None:
         yield path
         return
     real = path.resolve()
     if real in seen:
         return
     seen.add(real)
-    for entry in sorted(path.iterdir(), key=lambda entry: entry.name):
+    for entry in entries:
         if not entry.name.startswith("."):
             yield from walk(entry, seen)
 

@@ -1,11 +1,14 @@
 """What every task of a build is told, and where in the work folder things lie."""
 
 import json
+import os
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,10 +27,10 @@ if TYPE_CHECKING:
 BULK_BYTES = 32 * 2**20
 
 # Of each document that a part keeps.
-ROWS = {
-    "exact": np.dtype("<u8"), "scope": np.dtype("<u8"), "url": np.dtype("<u8"), "size": np.dtype("<i8"),
-    "date": np.dtype("<i8"), "bands": np.dtype(("<u8", (NUM_BANDS,))), "sketch": np.dtype(("<u4", (SKETCH,))),
-}  # fmt: skip
+ROWS = {"size": np.dtype("<i8"), "date": np.dtype("<i8"), "sketch": np.dtype(("<u4", (SKETCH,)))}
+BANDS = tuple(f"band-{band:02d}" for band in range(NUM_BANDS))
+# A hash by which documents are the same, and whose it is among those that the part keeps.
+HASH = np.dtype([("hash", "<u8"), ("row", "<u4")])
 
 
 @dataclass(frozen=True)
@@ -60,20 +63,24 @@ class Job:
         """The evaluation items to be found."""
         return self.folder / "evals.npz"
 
+    @property
+    def counts(self) -> np.ndarray:
+        """The documents and bytes of each part that its own decisions left, int64 [parts, 2]; all must be read."""
+        return _counts(self)
+
     def docs(self, number: int) -> int:
         """Documents of a part that its own decisions left."""
-        return _docs_and_bytes(self.path("read", number, "json"))[0]
+        return int(self.counts[number, 0])
 
     @property
     def is_large(self) -> bool:
         """Whether the fast encoder is worth the 2 s that it takes to make one."""
-        markers = (self.path("read", number, "json") for number in range(self.num_parts))
-        return sum(_docs_and_bytes(marker)[1] for marker in markers) > BULK_BYTES
+        return int(self.counts[:, 1].sum()) > BULK_BYTES
 
     @property
     def firsts(self) -> list[int]:
         """The number of each part's first document among those of all parts, and how many there are in all."""
-        return [0, *accumulate(self.docs(number) for number in range(self.num_parts))]
+        return [0, *accumulate(self.counts[:, 0].tolist())]
 
     def tables(self, number: int) -> "Iterator[pyarrow.Table]":
         """The documents of a part that its own decisions left, a block at a time."""
@@ -91,20 +98,43 @@ class Job:
         kind = ROWS[what]
         return np.memmap(self.path("read", number, what), kind.base, "r").reshape(-1, *kind.shape)
 
+    def hashes(self, number: int, name: str, low: int, high: int) -> np.ndarray:
+        """HASH of a part from `low` to below `high`, sorted by hash and row. Nothing else of the file is read but what
+        it takes to find them."""
+        path = self.path("read", number, name)
+        if not self.docs(number):
+            return np.empty(0, HASH)
+        with path.open("rb", buffering=0) as file:
+
+            def at(place: int) -> int:
+                file.seek(place * HASH.itemsize)
+                return int.from_bytes(file.read(8), "little")
+
+            places = range(path.stat().st_size // HASH.itemsize)
+            start, end = (bisect_left(places, edge, key=at) for edge in (low, high))
+            file.seek(start * HASH.itemsize)
+            return np.frombuffer(file.read((end - start) * HASH.itemsize), HASH)
+
     def load(self, stage: str, number: int, what: str) -> np.ndarray:
         return np.load(self.path(stage, number, f"{what}.npy"), mmap_mode="r", allow_pickle=False)
 
 
-@lru_cache(maxsize=2**20)
-def _docs_and_bytes(marker: Path) -> tuple[int, int]:
-    """Of a finished part: every task asks for those of all parts, and they are read once a process."""
-    facts = json.loads(marker.read_bytes())
-    return facts["docs"], facts["bytes"]
+@lru_cache(maxsize=1)
+def _counts(job: Job) -> np.ndarray:
+    """The first task that asks reads all markers, which hold much more, and leaves a small file for the others."""
+    kept = job.folder / "counts.npy"
+    if not kept.exists():
+        markers = (json.loads(job.path("read", number, "json").read_bytes()) for number in range(job.num_parts))
+        found = np.array([(facts["docs"], facts["bytes"]) for facts in markers], np.int64)
+        with NamedTemporaryFile(dir=job.folder, delete=False) as aside:
+            np.save(aside, found)
+        os.replace(aside.name, kept)
+    return np.load(kept, allow_pickle=False)
 
 
 def forget() -> None:
     """What was read of an earlier build in this process, whose folder may have had the same name."""
-    _docs_and_bytes.cache_clear()
+    _counts.cache_clear()
     _tokenizer.cache_clear()
 
 

@@ -5,7 +5,7 @@ Steps are computed, not logged: they follow from the rows and the sampler that t
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -148,11 +148,16 @@ def _removed_called(folder: Path, name: str) -> Iterator[dict[str, Any]]:
 
 
 def reads(
-    rows: "Sequence[PackedRows]", sampler: Sampler, number: int, batch_size: int, num_samples: int
+    rows: "Sequence[PackedRows]",
+    sampler: Sampler,
+    number: int,
+    place: Callable[[int], tuple[int, int]],
+    num_samples: int,
 ) -> list[dict[str, Any]]:
     """The steps, counted from 1, in which the first `num_samples` samples met document `number` of the train split.
 
-    Each with its epoch, the row of the batch and the document's tokens that stood there, in the order of steps.
+    `place` gives the step, from 0, and the row of a sample. Each with its epoch, the row of the batch and the
+    document's tokens that stood there, in the order of steps.
     """
     found = []
     for pool, packed in enumerate(rows):
@@ -161,7 +166,8 @@ def reads(
             row = int(np.searchsorted(packing.ends, piece, side="right"))
             _, start, length = packing.pieces[piece].tolist()
             for k in takewhile(lambda k: k < num_samples, sampler.steps_of(pool, row)):
-                read = {"step": k // batch_size + 1, "epoch": sampler.at(k)[1], "row": k % batch_size}
+                step, at = place(k)
+                read = {"step": step + 1, "epoch": sampler.at(k)[1], "row": at}
                 found.append(read | {"doc_tokens": [start, start + length]})
     return sorted(found, key=lambda read: (read["step"], read["row"], read["doc_tokens"]))
 

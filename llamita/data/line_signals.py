@@ -14,24 +14,29 @@ NAMES = (
 )
 SHORT_LINE = 30
 
+# What a byte adds to characters, digits, other letters (and signs beyond U+00BF), hashes, braces: BITS each.
+BITS = 12
+_TALLY = np.zeros(256, np.uint64)
+_TALLY[[byte for byte in range(256) if byte & 0xC0 != 0x80]] += np.uint64(1)
+_TALLY[list(b"0123456789")] += np.uint64(1 << BITS)
+_TALLY[[byte for byte in range(256) if 97 <= byte | 32 <= 122 or byte >= 0xC3]] += np.uint64(1 << 2 * BITS)
+_TALLY[ord("#")] += np.uint64(1 << 3 * BITS)
+_TALLY[ord("{")] += np.uint64(1 << 4 * BITS)
+
 
 @njit(cache=True, nogil=True, _nrt=False)
-def _line(data, start, end, stops, row):
+def _line(data, start, end, chars, stops, row):
     """Adds one line, its line break not included, to the sums of its document."""
-    chars, blank = 0, True
-    for i in range(start, end):
-        chars += data[i] & 0xC0 != 0x80
-        blank = blank and (data[i] == 32 or 9 <= data[i] <= 13)
+    first, last = start, end
+    while first < end and (data[first] == 32 or 9 <= data[first] <= 13):
+        first += 1
     row[1] += 1
     row[3] = max(row[3], chars)
     row[4] += chars
-    if blank:
+    if first == end:
         return
     row[2] += 1
     row[12] += chars <= SHORT_LINE
-    first, last = start, end
-    while data[first] == 32 or 9 <= data[first] <= 13:
-        first += 1
     while data[last - 1] == 32 or 9 <= data[last - 1] <= 13:
         last -= 1
     row[9] += data[first] == 45 or (last - first > 2 and data[first] == 0xE2 and data[first + 1] == 0x80
@@ -50,36 +55,40 @@ def _line(data, start, end, stops, row):
     row[11] += code < len(stops) and stops[code]
 
 
+@njit(cache=True, nogil=True, _nrt=False)
+def _share(tally, number):
+    return np.int64(tally >> np.uint64(number * BITS) & np.uint64((1 << BITS) - 1))
+
+
 @njit(cache=True, nogil=True)
 def _counts(data, offsets, stops, rows):
     for document in range(len(offsets) - 1):
-        start, end, row = offsets[document], offsets[document + 1], rows[document]
-        alnum, digits, i, begun = 0, 0, start, start
+        i, end, row = offsets[document], offsets[document + 1], rows[document]
+        begun, chars, dots_end = i, 0, i
         while i < end:
-            byte = data[i]
-            row[0] += byte & 0xC0 != 0x80
-            if 48 <= byte <= 57:
-                digits += 1
-            elif 97 <= byte | 32 <= 122 or byte >= 0xC3:
-                alnum += 1
-            elif byte == 35:
-                row[7] += 1
-            elif byte == 123:
-                row[14] += 1
-            elif byte == 46 and i + 2 < end and data[i + 1] == 46 and data[i + 2] == 46:
-                row[8] += 1
-                row[0] += 2
-                i += 2
-            elif byte == 10:
+            tally, stop = np.uint64(0), min(i + (1 << BITS) - 1, end)
+            while i < stop and data[i] != 10:
+                tally += _TALLY[data[i]]
+                if data[i] == 46:
+                    if i >= dots_end and i + 2 < end and data[i + 1] == 46 and data[i + 2] == 46:
+                        row[8] += 1
+                        dots_end = i + 3
+                elif data[i] == 0xE2 and i + 2 < end and data[i + 1] == 0x80 and data[i + 2] == 0xA6:
+                    row[8] += 1
+                i += 1
+            chars += _share(tally, 0)
+            row[6] += _share(tally, 1)
+            row[5] += _share(tally, 1) + _share(tally, 2)
+            row[7] += _share(tally, 3)
+            row[14] += _share(tally, 4)
+            if i < stop:
                 row[13] += 1
-                _line(data, begun, i, stops, row)
-                begun = i + 1
-            if byte == 0xE2 and i + 2 < end and data[i + 1] == 0x80 and data[i + 2] == 0xA6:
-                row[8] += 1
-            i += 1
+                row[0] += chars + 1
+                _line(data, begun, i, chars, stops, row)
+                i, begun, chars = i + 1, i + 1, 0
         if begun < end:
-            _line(data, begun, end, stops, row)
-        row[5], row[6] = alnum + digits, digits
+            row[0] += chars
+            _line(data, begun, end, chars, stops, row)
 
 
 @cache

@@ -78,9 +78,10 @@ def _sentences(data, end, starts, kinds, first, last):
         stop = starts[i]
         spaced, inside = 0, False
         while stop < end and data[stop] != 10:
-            blank = data[stop] == 32 or data[stop] == 9
-            spaced += inside and blank
-            inside = not blank
+            if spaced < MIN_WORDS:
+                blank = data[stop] == 32 or data[stop] == 9
+                spaced += inside and blank
+                inside = not blank
             stop += 1
         spaced += inside
         after_stop, found, alone = False, 0, 0

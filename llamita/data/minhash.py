@@ -34,7 +34,7 @@ def _mixed(x):
     return x ^ (x >> np.uint64(31))
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def _class_at(data, place, classes):
     """Class and width of the character that begins here; above U+FFFF ideographs, pictures, letters."""
     byte = data[place]
@@ -49,7 +49,7 @@ def _class_at(data, place, classes):
     return ALONE | LETTER if char >= 0x20000 else 0 if char >= 0x1F000 else LETTER, width
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, _nrt=False)
 def _word_hashes(data, start, end, classes, found):
     """Writes a hash of each word into `found`; returns how many there are, at most (end - start + 1) // 2."""
     count, word, goes_on, place = 0, FNV, False, start
@@ -77,16 +77,17 @@ def _word_hashes(data, start, end, classes, found):
 def _signed(data, offsets, classes, factors, terms, words, grams, least, sketches):
     for document in range(len(offsets) - 1):
         count = _word_hashes(data, offsets[document], offsets[document + 1], classes, words)
-        row = least[document]
         num_grams = max(count - SHINGLE + 1, min(count, 1))
         for first in range(num_grams):
             gram = np.uint64(0)
             for place in range(first, min(first + SHINGLE, count)):
                 gram = gram * np.uint64(0x9E3779B97F4A7C15) + words[place]
-            low = np.uint32(_mixed(gram) & np.uint64(0xFFFFFFFF))
-            grams[first] = low
-            for k in range(NUM_HASHES):
-                row[k] = min(row[k], np.uint32((low ^ terms[k]) * factors[k]))
+            grams[first] = np.uint32(_mixed(gram) & np.uint64(0xFFFFFFFF))
+        for k in range(NUM_HASHES):
+            term, factor, smallest = terms[k], factors[k], EMPTY
+            for first in range(num_grams):
+                smallest = min(smallest, np.uint32((grams[first] ^ term) * factor))
+            least[document, k] = smallest
         _sketch(grams[:num_grams], sketches[document])
 
 
@@ -95,15 +96,38 @@ def _sketch(grams, out):
     """The smallest different numbers of `grams`, ascending; only those below a bound that leaves enough are sorted."""
     bound = (SKETCH + 4 * np.sqrt(SKETCH)) / max(len(grams), 1) * 2.0**32
     while True:
-        ordered = np.sort(grams[grams < bound]) if bound < 2.0**32 else np.sort(grams)
+        chosen, num = np.empty((2, len(grams)), np.uint32), 0
+        for gram in grams:
+            chosen[0, num] = gram
+            num += gram < bound
+        ordered = _sorted(chosen[:, :num])
         count = 0
-        for i in range(len(ordered)):
+        for i in range(num):
             if count < SKETCH and (i == 0 or ordered[i] != ordered[i - 1]):
                 out[count] = ordered[i]
                 count += 1
         if count == SKETCH or bound >= 2.0**32:
             return
         bound *= 2
+
+
+@njit(cache=True, nogil=True)
+def _sorted(buffers):
+    """The numbers in the first of two rows, by their bytes from the lowest on: faster than `np.sort` on a few hundred
+    that lie in no order."""
+    ends = np.empty(257, np.int64)
+    for shift in range(0, 32, 8):
+        source, target = buffers[shift // 8 % 2], buffers[1 - shift // 8 % 2]
+        ends[:] = 0
+        for number in source:
+            ends[(number >> np.uint32(shift) & np.uint32(255)) + 1] += 1
+        for byte in range(256):
+            ends[byte + 1] += ends[byte]
+        for number in source:
+            byte = number >> np.uint32(shift) & np.uint32(255)
+            target[ends[byte]] = number
+            ends[byte] += 1
+    return buffers[0]
 
 
 def signed(strings: Strings, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,8 @@ A mixture is lines of text, one for each phase of a run:
 A line is terms `SELECTOR[:AMOUNT]` or the name of a preset. A document belongs to the first term that it fits; where it
 fits none, it is not used. Selectors: `COLUMN=NAME`, `COLUMN!=NAME` (known, and another one), several joined by commas
 that must all hold, `rest`. Columns are source, lang and kind; names may hold `*` and `?`, and alternatives after `|`.
+A language that could not be told (`und`) is not known: `lang=und` alone means it, no `lang!=en`, and `lang^T` counts it
+with what has no language.
 `COLUMN^T` holds for all and splits what fits by that column, each name's part in proportion to its tokens to the power
 of T (arXiv 1911.02116, section 3.1: 0.3). Amounts: `17%` of the samples; `4x` the share it has among all tokens. Terms
 without an amount divide what is left by their tokens.
@@ -23,6 +25,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 COLUMNS = ("source", "lang", "kind")
+UNKNOWN = ("lang", "und")  # ISO 639: a language that could not be told; so it is none that a mixture speaks of
 # Llama 3: half general knowledge, a quarter mathematics and reasoning, 17% code, 8% other languages (arXiv 2407.21783,
 # section 3.1.2). Mathematics has no kind of its own: sources are called so.
 PRESETS = {
@@ -50,7 +53,11 @@ class Condition(NamedTuple):
 
     def fits(self, name: str) -> bool:
         found = any(fnmatchcase(name, pattern) for pattern in self.patterns)
-        return bool(name) and not found if self.is_other else found
+        return _is_known(self.column, name) and not found if self.is_other else found
+
+
+def _is_known(column: str, name: str) -> bool:
+    return bool(name) and (column, name) != UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -169,7 +176,8 @@ def pools(documents: Tagged, blends: Sequence[Blend]) -> tuple[list[Pool], list[
 def _class(document: Mapping[str, str], terms: Sequence[Term]) -> tuple[int, str]:
     for number, term in enumerate(terms):
         if all(each.fits(document[each.column]) for each in term.conditions):
-            return number, document[term.split] if term.split else ""
+            name = document[term.split] if term.split else ""
+            return number, name if _is_known(term.split, name) else ""
     return -1, ""
 
 

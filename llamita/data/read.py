@@ -5,6 +5,7 @@ larger than MAX_BYTES, however small it was packed.
 """
 
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import count
@@ -87,16 +88,37 @@ class Reader(Iterator[Document]):
 
 
 def read_piece(piece: Piece, skipped: Skipped, extract: Mode, told: Told = lambda raw: None) -> Iterator[Document]:
-    if "://" not in piece.path and not os.path.lexists(piece.path):
-        raise Stopped(f"{piece.path} was there when the build was planned, and is not now: bring it back, and go on")
-    if "://" not in piece.path and not Path(piece.path).is_file():
-        skipped.add("not a file", piece.name)
+    """The documents of a piece; a whole file that gives none is counted once, whatever it holds."""
+    if "://" not in piece.path and not is_there(piece, skipped):
         return
+    before, found = skipped.counts.total(), False
     try:
         with opened(piece, told) as stream:
-            yield from READERS.get(piece.kind, text_documents)(stream, piece, skipped, extract)
+            for document in READERS.get(piece.kind, text_documents)(stream, piece, skipped, extract):
+                found = True
+                yield document
     except DAMAGE as error:
         skipped.add("damaged or unreadable", f"{piece.name}: {first_line(error)}")
+    if not found and skipped.counts.total() == before and piece.end - piece.start == piece.size:
+        skipped.add("empty", piece.name)
+
+
+def is_there(piece: Piece, skipped: Skipped) -> bool:
+    """Whether a piece is of a file; what is none has been counted. Raises Stopped where there is nothing any more."""
+    try:
+        mode = os.stat(piece.path).st_mode
+    except PermissionError:
+        skipped.add("without permission to read", piece.name)
+        return False
+    except OSError as error:
+        if not os.path.islink(piece.path):
+            raise Stopped(f"{piece.path} was there when the build was planned: bring it back, and go on") from error
+        mode = 0
+    if stat.S_ISDIR(mode):  # only one that could not be listed stands in a plan
+        skipped.add("without permission to read", piece.name)
+    elif not stat.S_ISREG(mode):
+        skipped.add("not a file", piece.name)
+    return stat.S_ISREG(mode)
 
 
 def text_documents(stream: BinaryIO, piece: Piece, skipped: Skipped, extract: Mode) -> Iterator[Document]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,8 @@ class Language:
     identify: bool = False
     """Identify the language of each document; without it, rows keep what they say of themselves."""
     keep: tuple[str, ...] = ()
-    """ISO 639-1 codes (639-3 where there is none) that stay; all where none is named."""
+    """ISO 639-1 codes (639-3 where there is none) that stay; where none is named all, `und` too: what could not be
+    told, which is tables of numbers, short texts, and languages that the identifier does not know."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ def plain() -> Recipe:
 
 
 def web() -> Recipe:
-    """Web pages as FineWeb cleans them (arXiv 2406.17557), in every language that is identified."""
+    """Web pages as FineWeb cleans them (arXiv 2406.17557), but of all languages: the identified one is a column, and
+    text in none stays as `und` (FineWeb keeps English alone; `language.keep` names those that stay)."""
     return Recipe(
         "web",
         pii=True,
@@ -158,10 +161,26 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 }  # fmt: skip
 
 
+def placed(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with the files that it names as absolute paths, relative ones taken from `folder` on: so tasks find
+    them wherever they run, and so does who is given the corpus's own `recipe.toml` back."""
+
+    def path(named: str) -> str:
+        return named if not named or "://" in named else os.path.abspath(folder / named)
+
+    quality, contamination = recipe.quality, recipe.contamination
+    return replace(
+        recipe,
+        quality=replace(quality, classifier=path(quality.classifier), model=path(quality.model)),
+        contamination=replace(contamination, evals=tuple(map(path, contamination.evals))),
+    )
+
+
 def recipe(name: str) -> Recipe:
-    """A recipe by name, or from a .toml file. Raises ValueError that names the nearest."""
+    """A recipe by name, or from a .toml file, beside which the files that it names are looked for. Raises ValueError
+    that names the nearest."""
     if name in RECIPES:
         return RECIPES[name]()
     if name.endswith(".toml") and Path(name).is_file():
-        return load(Recipe, Path(name))
+        return placed(load(Recipe, Path(name)), Path(name).parent)
     raise ValueError(f"no data recipe is called {name!r}{nearest(name, RECIPES)} (or give a .toml file)")

@@ -89,22 +89,27 @@ def _lines(data, start, end, table, out):
 
 @njit(cache=True, nogil=True)
 def _grams(hashes, chars, table, out):
-    """Hashes of n-grams grow by a word at a time."""
+    """Hashes of n-grams grow by a word at a time, and only where both (n-1)-grams in it are there twice: no other can
+    be. `live` are those places."""
     num_words = len(hashes)
     grams, ends = hashes.copy(), np.zeros(num_words + 1, np.int64)
     for i in range(num_words):
         ends[i + 1] = ends[i] + chars[i]
-    mask = _mask(table, num_words)
+    mask, live, slots = _mask(table, num_words), np.arange(num_words), np.empty(num_words, np.int64)
     for n in range(2, min(10, num_words) + 1):
-        for i in range(num_words - n + 1):
+        live = live[: np.searchsorted(live, num_words - n + 1)]
+        for i in live:
             grams[i] = (grams[i] ^ (grams[i] >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15) + hashes[i + n - 1]
         table[1][-1] += 1
         if n <= 4:
-            out[4 + n] = _top(grams, ends, num_words, n, table, mask)
+            most, where = _top(grams, live, slots, table, mask)
+            out[4 + n] = most * (ends[where + n] - ends[where] + n - 1)
+            live = live[: _both_twice(live, slots, table[2])]
         else:
-            out[4 + n] = _repeated(grams, ends, num_words, n, table, mask)
+            out[4 + n] = _repeated(grams, live, ends, n, table, mask)
             if out[4 + n] == 0:
                 return  # what holds no n-gram twice holds no longer one twice
+            live = live[: _both_live(live)]
 
 
 @njit(cache=True, nogil=True)
@@ -116,39 +121,65 @@ def _count(data, offsets, hashes, chars, ends, table, sums):
 
 
 @njit(cache=True, nogil=True, _nrt=False)
-def _top(grams, ends, num_words, n, table, mask):
-    """Characters of all occurrences of the most frequent n-gram; of those as frequent, the first to become so."""
+def _top(grams, live, slots, table, mask):
+    """How often the most frequent n-gram is there, and where; of those as frequent, the first to become so. `slots` =
+    where in the table that of each live place is."""
     keys, stamps, counts, wrap = table[0], table[1], table[2], np.int64(mask)
-    now, most, where = stamps[-1], 0, 0
-    for i in range(num_words - n + 1):
-        key = grams[i]
+    now, most, where = stamps[-1], 1, 0
+    for k in range(len(live)):
+        key = grams[live[k]]
         slot = np.int64((key ^ (key >> np.uint64(32))) & mask)
         while stamps[slot] == now and keys[slot] != key:
             slot = (slot + 1) & wrap
         if stamps[slot] != now:
             keys[slot], stamps[slot], counts[slot] = key, now, 0
         counts[slot] += 1
+        slots[k] = slot
         if counts[slot] > most:
-            most, where = counts[slot], i
-    return most * (ends[where + n] - ends[where] + n - 1)
+            most, where = counts[slot], live[k]
+    return most, where
 
 
 @njit(cache=True, nogil=True, _nrt=False)
-def _repeated(grams, ends, num_words, n, table, mask):
+def _both_twice(live, slots, counts):
+    """Moves to the front of `live` the places whose n-gram, and the one a word on, are there twice. Returns how many
+    these are."""
+    found = 0
+    for k in range(len(live) - 1):
+        if live[k + 1] == live[k] + 1 and counts[slots[k]] > 1 and counts[slots[k + 1]] > 1:
+            live[found] = live[k]
+            found += 1
+    return found
+
+
+@njit(cache=True, nogil=True, _nrt=False)
+def _both_live(live):
+    """Moves to the front the places behind which the next one is live, too. Returns how many these are."""
+    found = 0
+    for k in range(len(live) - 1):
+        if live[k + 1] == live[k] + 1:
+            live[found] = live[k]
+            found += 1
+    return found
+
+
+@njit(cache=True, nogil=True, _nrt=False)
+def _repeated(grams, live, ends, n, table, mask):
     """Characters of n-grams that have been before, none counted twice."""
     keys, stamps, wrap = table[0], table[1], np.int64(mask)
-    now, chars, i = stamps[-1], 0, 0
-    while i < num_words - n + 1:
+    now, chars, free = stamps[-1], 0, 0
+    for i in live:
+        if i < free:
+            continue
         key = grams[i]
         slot = np.int64((key ^ (key >> np.uint64(32))) & mask)
         while stamps[slot] == now and keys[slot] != key:
             slot = (slot + 1) & wrap
         if stamps[slot] == now:
             chars += ends[i + n] - ends[i]
-            i += n
+            free = i + n
         else:
             keys[slot], stamps[slot] = key, now
-            i += 1
     return chars
 
 

@@ -1,17 +1,17 @@
 """Stages `match`, `resolve`, `lines` and `frequent`: which documents and lines stand in the input more than once.
 
-Documents are numbered through all parts. `match` finds pairs by sorting hashes, a task for each kind of hash and
-part of its range; `resolve` decides once for all; lines are counted in buckets of consecutive parts.
+Documents are numbered through all parts. `match` finds pairs of equal hashes, a task for each kind of hash and part of
+its range, and reads no others; `resolve` decides once for all; lines are counted in buckets of consecutive parts.
 """
 
 from typing import Any
 
 import numpy as np
 
-from llamita.data import duplicates, lines
+from llamita.data import collect, duplicates, lines
 from llamita.data.engine import Facts, Stage, Tick, one
-from llamita.data.job import Job
-from llamita.data.minhash import NUM_BANDS, SKETCH
+from llamita.data.job import BANDS, Job
+from llamita.data.minhash import SKETCH
 from llamita.data.strings import Strings
 
 WAYS = ("exact", "url", "near")  # what makes two documents the same, in the order in which it is looked at
@@ -19,11 +19,11 @@ MATCH_BYTES = 512 * 2**20  # of hashes and numbers in memory at once
 MAX_PAIRS = 1000  # that the corpus's papers list
 
 
-def ways(job: Job) -> list[tuple[str, int]]:
-    """Hashes to be compared, a task each: what they are of, and the column."""
+def ways(job: Job) -> list[tuple[str, str]]:
+    """Hashes to be compared: which of WAYS they are for, and the file in which they stand."""
     dedup = job.recipe.dedup
-    bands = [("near", band) for band in range(NUM_BANDS)] if dedup.minhash else []
-    return [("exact", 0)] * dedup.exact + [("url", 0)] * dedup.url + bands
+    bands = [("near", band) for band in BANDS] if dedup.minhash else []
+    return [("exact", "exact")] * dedup.exact + [("url", "url")] * dedup.url + bands
 
 
 def num_ranges(job: Job) -> int:
@@ -33,15 +33,13 @@ def num_ranges(job: Job) -> int:
 
 def match(job: Job, number: int, tick: Tick) -> Facts:
     ranges = num_ranges(job)
-    (way, column), share = ways(job)[number // ranges], number % ranges
-    numbers, hashes = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
-    for part, first in enumerate(job.firsts[:-1]):
-        rows = job.rows(part, "bands")[:, column] if way == "near" else job.rows(part, way)
-        inside = np.flatnonzero((rows != 0) & (rows % np.uint64(ranges) == share))
-        numbers.append(first + inside)
-        hashes.append(duplicates.scoped(rows[inside], job.rows(part, "scope")[inside]))
-    places = np.concatenate(numbers)
-    edges = places[duplicates.same(np.concatenate(hashes))]
+    (way, name), share = ways(job)[number // ranges], number % ranges
+    low, high = (2**64 * edge // ranges for edge in (share, share + 1))
+    parts = [job.hashes(part, name, low, high) for part in range(job.num_parts)]
+    places = np.concatenate(
+        [first + rows["row"].astype(np.int64) for first, rows in zip(job.firsts[:-1], parts, strict=True)]
+    )
+    edges = places[duplicates.same(np.concatenate([rows["hash"] for rows in parts]))]
     similarity = np.ones(len(edges), np.float32)
     if way == "near":
         edges, similarity = duplicates.verified(edges, Sketches(job), job.recipe.dedup.similarity)
@@ -51,11 +49,11 @@ def match(job: Job, number: int, tick: Tick) -> Facts:
 
 
 class Sketches:
-    """Rows of what candidates are verified with, by document number, from the parts' files."""
+    """Rows of what candidates are verified with, by document number, from the files of the parts that have some."""
 
     def __init__(self, job: Job):
-        self.firsts = np.array(job.firsts)
-        self.parts = [job.rows(part, "sketch") for part in range(job.num_parts)]
+        self.job, self.firsts = job, np.array(job.firsts)
+        self.parts: dict[int, np.ndarray] = {}
 
     def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
         """uint32 [len, SKETCH]"""
@@ -63,6 +61,8 @@ class Sketches:
         parts = np.searchsorted(self.firsts, numbers, side="right") - 1
         for part in np.unique(parts).tolist():
             mine = parts == part
+            if part not in self.parts:
+                self.parts[part] = self.job.rows(part, "sketch")
             found[mine] = self.parts[part][numbers[mine] - self.firsts[part]]
         return found
 
@@ -70,6 +70,8 @@ class Sketches:
 def resolve(job: Job, number: int, tick: Tick) -> Facts:
     """For each part `drop.npy`: 0 stays, else 1 + the index into WAYS; `copies.npy`: documents of the cluster."""
     total = job.firsts[-1]
+    if not total:
+        raise ValueError(f"there is no text to build a corpus from: {collect.losses(job)}")
     drop, copies = np.zeros(total, np.uint8), np.ones(total, np.uint32)
     sizes, dates = (_joined(job, what) for what in ("size", "date"))
     pairs: list[tuple[int, int, float]] = []

@@ -47,7 +47,11 @@ def content(record: Any, http: Mapping[str, str]) -> bytes:
         raise OSError(f"{len(data):,} of {record.content_length:,} bytes")
     packing = (http.get("Content-Encoding") or "identity").strip().lower()
     if packing in ("gzip", "x-gzip", "deflate") and data[:1] in (b"\x1f", b"\x78"):
-        return zlib.decompressobj(47).decompress(data, MAX_BYTES + 1)
+        unpacking = zlib.decompressobj(47)
+        page = unpacking.decompress(data, MAX_BYTES + 1)
+        if not unpacking.eof and len(page) <= MAX_BYTES:
+            raise OSError(f"the packed page ends after {len(page):,} bytes")
+        return page
     if packing == "br":
         raise OSError("packed with Brotli")
     return data  # or a header that was kept of a page that was not

@@ -290,15 +290,21 @@ def _words_of(data, start, end, classes, hashes, starts, sizes, kinds, count):
             continue
         begun, chars, seen, state = i, 0, 0, np.uint64(0xCBF29CE484222325)
         while i < end:
-            kind, width = np.int64(classes[data[i]]), 1
-            if data[i] >= 0x80:
+            byte = data[i]
+            if byte < 0x80:
+                kind = np.int64(classes[byte])
+                if kind & ~(IN_WORD | CAPITAL):
+                    break
+                state = (state ^ np.uint64(byte)) * np.uint64(0x100000001B3)
+                i += 1
+            else:
                 kind, width = char_at(data, i, end, classes)
-            if kind & ~(IN_WORD | CAPITAL):
-                break
-            state = (state ^ np.uint64(data[i])) * np.uint64(0x100000001B3)
-            for k in range(i + 1, i + width):
-                state = (state ^ np.uint64(data[k])) * np.uint64(0x100000001B3)
-            seen, chars, i = seen | kind, chars + 1, i + width
+                if kind & ~(IN_WORD | CAPITAL):
+                    break
+                for k in range(i, i + width):
+                    state = (state ^ np.uint64(data[k])) * np.uint64(0x100000001B3)
+                i += width
+            seen, chars = seen | kind, chars + 1
         ends = i == end or (data[i] < 0x80 and classes[data[i]] & BLANK)
         if ends or _ends_plainly(data, begun, i, end, classes):
             hashes[count], starts[count], sizes[count], kinds[count] = state, begun, chars, seen

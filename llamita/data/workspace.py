@@ -33,11 +33,9 @@ def workspace(out: Path, key: str) -> Iterator[Path]:
     if out.exists() and not is_corpus_or_empty(out):
         raise ValueError(f"{out} exists and is no corpus folder; choose another place for the corpus")
     work = out.with_name(f".{out.name}.partial")
-    old = out.with_name(f".{out.name}.old")
-    if old.exists() and not out.exists():  # killed between two renames
-        old.rename(out)
     work.mkdir(parents=True, exist_ok=True)
     with _locked(work, out):
+        _recover(work, out)
         _begin(work, key)
         try:
             yield work
@@ -49,16 +47,43 @@ def workspace(out: Path, key: str) -> Iterator[Path]:
             raise
 
 
+def corpus_of(work: Path) -> Path:
+    """Where the corpus of a work folder belongs."""
+    return work.with_name(work.name.removeprefix(".").removesuffix(".partial"))
+
+
+def is_placed(work: Path) -> bool:
+    """Whether its corpus stands in its place, and at most refuse is left of a work folder."""
+    is_work = work.name.startswith(".") and work.name.endswith(".partial")
+    return is_work and not (work / "corpus").exists() and (corpus_of(work) / "manifest.json").is_file()
+
+
+def _old(out: Path) -> Path:
+    return out.with_name(f".{out.name}.old")
+
+
 def place(work: Path) -> None:
-    """Puts the finished corpus of a work folder where it belongs, and clears up."""
-    name = work.name.removeprefix(".").removesuffix(".partial")
-    out, old = work.with_name(name), work.with_name(f".{name}.old")
+    """Puts the finished corpus of a work folder where it belongs, and clears up; what a kill on the way leaves, the
+    next build ends or sweeps."""
+    out = corpus_of(work)
     if out.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        out.rename(old)
+        shutil.rmtree(_old(out), ignore_errors=True)
+        out.rename(_old(out))
     (work / "corpus").rename(out)
+    (work / "key").unlink()  # what is left of the folder is good for nothing
     shutil.rmtree(work)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(_old(out), ignore_errors=True)
+
+
+def _recover(work: Path, out: Path) -> None:
+    """Undoes or ends what a kill within `place` left half done."""
+    if _old(out).exists():
+        if out.exists():
+            shutil.rmtree(_old(out))
+        else:
+            _old(out).rename(out)
+    if is_placed(work):
+        (work / "key").unlink(missing_ok=True)
 
 
 def _begin(work: Path, key: str) -> None:

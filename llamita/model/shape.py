@@ -98,12 +98,18 @@ class Shape:
         norms = self.num_layers * 2 * self.dim
         return self.num_layers * self.params_per_layer - norms + self.vocab_size * self.dim
 
-    def forward_flops_per_token(self, seq_len: int) -> float:
-        """FLOPs of one token's forward pass, averaged over a causal row of `seq_len` tokens.
+    def forward_flops(self, tokens: int, pairs: float) -> float:
+        """FLOPs of a forward pass over `tokens` tokens that see `pairs` keys in all: L (L + 1) / 2 in a document of L
+        tokens, each of which sees itself and those before it.
 
-        2 per weight, and 2 (QK^T) + 2 (AV) per layer, channel and visible key; a token sees (seq_len + 1) / 2 keys.
+        2 per weight and token, and 2 (QK^T) + 2 (AV) per layer, channel and pair. The head is counted; the embedding
+        look-up, norms, rotations and softmax are not.
         """
-        return 2 * self.num_matmul_params + 4 * self.num_layers * self.dim * (seq_len + 1) / 2
+        return 2 * self.num_matmul_params * tokens + 4 * self.num_layers * self.dim * pairs
+
+    def forward_flops_per_token(self, seq_len: int) -> float:
+        """FLOPs of one token's forward pass, averaged over a causal row of `seq_len` tokens."""
+        return self.forward_flops(1, (seq_len + 1) / 2)
 
     def train_flops_per_token(self, seq_len: int) -> float:
         """Forward and backward: three times the forward pass, the causal half counted once."""

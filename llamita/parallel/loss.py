@@ -18,8 +18,8 @@ def linear_cross_entropy(hidden_MD: Tensor, weight_VD: Tensor, targets_M: Tensor
     """Sum over the target tokens of -log softmax(h W^T)[target], the same number on every tp rank.
 
     `weight_VD` is a DTensor, cut evenly over its rows. The gradient of `hidden_MD` is this rank's part of a sum over
-    tp, which the hook of the model's last norm takes (apply.py). One collective a chunk: each rank's log-sum-exp, and the target's
-    logit from the rank that has it (Megatron's vocabulary-parallel loss, arXiv 1909.08053, section 3).
+    tp, which the hook of the model's last norm takes (apply.py). One collective a chunk: each rank's log-sum-exp, and
+    the target's logit from the rank that has it (Megatron's vocabulary-parallel loss, arXiv 1909.08053, section 3).
     """
     assert isinstance(weight_VD, DTensor)
     group = weight_VD.device_mesh.get_group()

@@ -23,8 +23,10 @@ def join(device_type: str) -> tuple[int, int]:
 
 
 def leave() -> None:
-    """End this process's part in the world, if it is in one."""
+    """End this process's part in the world, if it is in one, once all have come so far: gloo ends a process whose peers
+    left while it still talked to them."""
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
 
 

@@ -18,7 +18,9 @@ DUMPS_PER_TOKEN = 96 / 15e12
 HTML_BYTES_PER_DUMP = 400 * TERA  # unpacked: the upper end of the 200 to 400 TiB that FineWeb's authors name
 DOC_TOKENS = 1000  # assumed: 15 G documents for 15T tokens
 LZ4 = 0.70  # bytes on disk of a byte of text in Parquet; measured on 60 MB of books, pages and articles in two scripts
-HASH_BYTES = 1176  # a document: 14 bands and 5 other columns of 8 bytes, a sketch of 256 of 4 (data/job.py, ROWS)
+HASH_BYTES = (
+    1232  # a document: 16 hashes of 12 bytes, 2 numbers of 8, a sketch of 256 of 4 (data/job.py, HASH and ROWS)
+)
 RECORD_BYTES, LEDGER_BYTES = 30, 150  # a document: data/shards.py; its row of the ledger is assumed
 TOKEN_BYTES = 4
 RESOLVE_BYTES = 64  # a document, in memory: the arrays of data/resolve.py
@@ -43,8 +45,8 @@ class Yields:
 
 # What enters each stage. A build's own clock knows fewer stages than the trials of single parts do.
 PARTS = {
-    "extract": "html", "language": "raw", "rules": "raw", "contamination": "ruled", "pii": "ruled", "hashes": "ruled",
-    "dedup": "ruled", "lines": "kept", "encode": "kept", "shards": "kept",
+    "extract": "html", "read": "raw", "language": "raw", "rules": "raw", "contamination": "ruled", "pii": "ruled",
+    "hashes": "ruled", "dedup": "ruled", "lines": "kept", "encode": "kept", "shards": "kept",
 }  # fmt: skip
 BUILD = {
     "read": "raw", "match": "ruled", "resolve": "ruled", "lines": "ruled", "frequent": "ruled", "encode": "ruled",
@@ -52,17 +54,21 @@ BUILD = {
 }  # fmt: skip
 ONE_TASK = ("dedup", "resolve")  # decided once for the whole build
 
+# Documents of benchmarks/data.py, each step alone, process CPU time, mean of two runs. benchmarks/results/data.json has
+# the stage `read` whole, first calls counted: 14.5 MB/s of raw text.
+TRIAL = "measured on 24 MB of web pages and books"
 SPEEDS = {
     "extract": Speed(67.4, "articles, measured, benchmarks/results/extraction.json"),
-    "language": Speed(70, "CLD2 at 17.8 MB/s on 1 kB of documents of 4.2 kB"),
-    "rules": Speed(47, "statistics 225 and repetition 60 MB/s, measured on prototypes"),
+    "read": Speed(98, f"jsonl, kinds, Parquet; {TRIAL}"),
+    "language": Speed(53, TRIAL),
+    "rules": Speed(54, f"with lines of C4; {TRIAL}"),
     "contamination": Speed(142, "measured, benchmarks/results/contamination.json"),
-    "pii": Speed(240, "RE2, measured"),
-    "hashes": Speed(146, "112 permutations of 5-grams, measured on a prototype"),
-    "dedup": Speed(110, "provisional: a trial build of 60 MB with stand-in hashes"),
-    "lines": Speed(158, "measured on a prototype"),
+    "pii": Speed(478, TRIAL),
+    "hashes": Speed(179, f"exact, address, 112 MinHashes; {TRIAL}"),
+    "dedup": Speed(1143, "match and resolve of 20,573 documents, benchmarks/results/data.json"),
+    "lines": Speed(224, f"hashed, counted, cut; {TRIAL}"),
     "encode": Speed(226, "measured, benchmarks/results/tokenizer_encode.json"),
-    "shards": Speed(170, "provisional: a trial build of 60 MB with stand-in hashes"),
+    "shards": Speed(342, "20,573 documents, benchmarks/results/data.json"),
 }
 
 
@@ -150,8 +156,9 @@ def plan(
         raise ValueError(f"tokens must be more than 0 and cores at least 1, not {tokens} and {cores}")
     kept = tokens * yields.bytes_per_token
     ruled = kept / yields.dedup
-    builds = max(1, round(tokens * DUMPS_PER_TOKEN)) if dumps else 1
-    html = tokens * DUMPS_PER_TOKEN * HTML_BYTES_PER_DUMP
+    num_dumps = tokens * DUMPS_PER_TOKEN
+    builds = max(1, round(num_dumps)) if dumps else 1
+    html = num_dumps * HTML_BYTES_PER_DUMP
     volumes = {"kept": kept, "ruled": ruled, "raw": ruled / yields.rules, "html": html}
     docs = {name: volume / (DOC_TOKENS * yields.bytes_per_token) for name, volume in volumes.items()}
     memory = {"match": MATCH_BYTES} | dict.fromkeys(ONE_TASK, docs["ruled"] / builds * RESOLVE_BYTES)
@@ -191,9 +198,10 @@ def assumptions(yields: Yields, volumes: Mapping[str, float], dumps: bool, build
             f"of 96) and is {HTML_BYTES_PER_DUMP / TERA:,.0f} TB of HTML at most; it is read as a stream, not stored: "
             f"{volumes['html'] / TERA:,.0f} TB in all"
         )
+        what = f"{builds} builds, a dump each" if builds > 1 else "one build, of one dump or less of it"
         lines.append(
-            f"{builds} builds, a dump each: FineWeb found global deduplication no better (section 3.4), and the one "
-            f"task that decides holds {RESOLVE_BYTES} bytes a document"
+            f"{what}: FineWeb found global deduplication no better (section 3.4), and the one task that decides holds "
+            f"{RESOLVE_BYTES} bytes a document"
         )
     return lines
 

@@ -11,8 +11,9 @@ from llamita import log
 from llamita.data.build import STAGES, Workers, build, build_documents, prepared
 from llamita.data.curate import Judge
 from llamita.data.read import Document
-from llamita.data.recipe import Recipe
+from llamita.data.recipe import Recipe, placed
 from llamita.data.shards import Corpus
+from llamita.data.workspace import corpus_of
 from llamita.tokenizer.carried import AnyTokenizer
 
 
@@ -29,6 +30,7 @@ def build_corpus(
     recipe: Recipe, paths: Sequence[str | Path], tokenizer: AnyTokenizer, out: Path, workers: Workers
 ) -> Corpus:
     """Raw text at `paths` -> the corpus folder `out`; the same call goes on where it was stopped."""
+    recipe = placed(recipe, Path())
     build(recipe, paths, tokenizer, out, workers=workers, judge=judge_of(recipe))
     facts = json.loads((out / "build.json").read_bytes())
     for line in summary(facts):
@@ -64,10 +66,17 @@ def slurm_script(
     """A shell script that hands every stage to Slurm as an array of `num_tasks`, each behind the one before it.
 
     A task does every `num_tasks`-th piece of its stage, on any node that sees the folders at the same paths. What
-    failed is done by running the script again: it leaves out what is done.
+    failed is done by running the script again: it leaves out what is done. Raises ValueError: fewer than one task.
     """
+    if num_tasks < 1:
+        raise ValueError(f"--slurm wants how many tasks an array has, at least 1, not {num_tasks}")
     work = prepared(recipe, paths, tokenizer, out)
-    lines = ["#!/bin/sh", "# Partition, time and memory of the jobs go into SBATCH_OPTIONS.", "set -e", "last="]
+    whole = shlex.quote(str(corpus_of(work) / "manifest.json"))
+    lines = [
+        "#!/bin/sh", "# Partition, time and memory of the jobs go into SBATCH_OPTIONS.", "set -e",
+        f"if [ ! -d {shlex.quote(str(work))} ] && [ -f {whole} ]; then echo 'nothing is left to do'; exit 0; fi",
+        "last=",
+    ]  # fmt: skip
     for stage in STAGES:
         size = 1 if stage is STAGES[-1] else num_tasks
         command = shlex.join([sys.executable, "-m", "llamita", "data", "task", str(work), stage.name])

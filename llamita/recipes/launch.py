@@ -113,10 +113,12 @@ def kubernetes(words: Sequence[str], cluster: Cluster, image: str, volume: str) 
 
 def ray(verb: Callable[[dict[str, Any]], None], words: Sequence[str], cluster: Cluster) -> None:
     """Run it on a Ray cluster: Ray Train starts the processes, in each of which `verb` is given {"words": words}."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
     torchrun(words, cluster, "ray", "python")  # says what is wrong with the words
+    try:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+    except ImportError as error:
+        raise ValueError("Ray Train wants to be installed: pip install 'llamita[ray]' 'ray[train]'") from error
     TorchTrainer(
         verb, train_loop_config={"words": list(words)},
         scaling_config=ScalingConfig(num_workers=cluster.nodes * cluster.processes, use_gpu=not cluster.cpu),

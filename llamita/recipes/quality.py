@@ -1,5 +1,6 @@
 """A quality classifier from labels and folders of text, and how good it is on what it has not seen."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,6 +15,16 @@ from llamita.data.strings import Strings
 TESTED = 5  # one document in so many is not learnt from; which, its hash decides
 KEPT = (0.9, 0.75, 0.5, 0.25, 0.1)
 SHOWN = 80
+Z = 1.96  # standard deviations on either side that hold 95% of a normal distribution
+WIDE = 0.1  # an interval of accuracy by which no two classifiers can be told apart
+
+
+def interval(right: int, total: int) -> tuple[float, float]:
+    """Where a share lies, with 95% confidence, of which `right` of `total` were seen (Wilson 1927)."""
+    share, spread = right / total, Z * Z / total
+    middle = (share + spread / 2) / (1 + spread)
+    half = Z * math.sqrt(share * (1 - share) / total + spread / total / 4) / (1 + spread)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def train(
@@ -38,6 +49,10 @@ def train(
     found = evaluate(scores, values[tested])
     yield f"{out}: learnt from {int((~tested).sum()):,} documents; on {int(tested.sum()):,} others:"
     yield "  ".join(f"{name} {value:.3f}" for name, value in found.items())
+    num_tested = int(tested.sum())
+    low, high = interval(round(found["accuracy"] * num_tested), num_tested)
+    weak = ": too few to tell, label more" if high - low > WIDE else ""
+    yield f"the accuracy lies between {low:.3f} and {high:.3f} (95%){weak}"
     yield "of the documents   kept above   of them good"
     for share in KEPT:
         threshold = float(np.quantile(scores, 1 - share))

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from llamita.data.sampler import Sampler
 from llamita.data.shards import Corpus
 from llamita.recipes import stages
 from llamita.tokenizer.opened import open_tokenizer
+from llamita.train import schedule
 from llamita.train.run import Run
 
 if TYPE_CHECKING:
@@ -62,17 +64,18 @@ class Trained:
         """What step `step`, counted from 1 as the metrics do, reads: see `ledger.step`."""
         if not 1 <= step <= self.run.steps:
             raise ValueError(f"step {step} is none of this run's: they go from 1 to {self.run.steps:,}")
-        size = self.run.batch_size
-        found = ledger.step(self.corpus, self.rows, self.sampler, range((step - 1) * size, step * size))
+        first, behind = (schedule.first_sample(self.run, each) for each in (step - 1, step))
+        found = ledger.step(self.corpus, self.rows, self.sampler, range(first, behind))
         return {"step": step, "run_steps": self.run.steps, "logged_steps": self.step} | found
 
     def document(self, key: str) -> dict[str, Any]:
         """The documents of that name or id, and for each the steps that have read it so far."""
         documents = []
-        size = self.run.batch_size
+        drawn = schedule.first_sample(self.run, self.step)
         for split, number in ledger.find(self.corpus, key):
             seen = split == "train"
-            reads = ledger.reads(self.rows, self.sampler, number, size, self.step * size) if seen else []
+            place = partial(schedule.place, self.run)
+            reads = ledger.reads(self.rows, self.sampler, number, place, drawn) if seen else []
             (facts,) = ledger.ledger_rows(self.corpus, [self.corpus.split(split).place(number)])
             documents.append({"split": split} | ledger.of_document(facts) | {"reads": reads})
         return {"logged_steps": self.step, "documents": documents}

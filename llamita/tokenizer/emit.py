@@ -36,9 +36,12 @@ def merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
     names = [spell(token) for token in tokenizer.tokens]
     pairs: list[tuple[str, str]] = []
     for token in tokenizer.tokens:
-        halves = ((ranks.get(token[:cut]), ranks.get(token[cut:])) for cut in range(1, len(token)))
-        known = sorted((a, b) for a, b in halves if a is not None and b is not None)
-        pairs += ((names[a], names[b]) for a, b in known)
+        known = [
+            (first, ranks[token[cut:]])
+            for cut in range(1, len(token))
+            if (first := ranks.get(token[:cut])) is not None and token[cut:] in ranks
+        ]
+        pairs += [(names[first], names[second]) for first, second in sorted(known)]
     return pairs
 
 

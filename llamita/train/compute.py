@@ -1,6 +1,7 @@
 """Forward and backward of one batch under any layout; what is left is the same gradient in all of them."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -18,6 +19,12 @@ from llamita.parallel.layout import Layout
 from llamita.train.objective import PLAIN, Objective, Ways, next_token, num_targets
 
 FirstRows = Callable[[str, Sequence[int], range], Tensor]
+Timed = Callable[[str], AbstractContextManager[None]]
+"""Told what part of a step it is put around, as `utilization.Timer` is."""
+
+
+def untimed(part: str) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 def rows_of(batch: Batch, begin: int, end: int) -> Batch:
@@ -52,7 +59,7 @@ def accumulate(
 
 def _summed(
     model: Llama, parts: Sequence[Batch], tokens: int, dtype: torch.dtype, objective: Objective, ways: Ways,
-    before: Callable[[bool], None] = lambda last: None,
+    before: Callable[[bool], None] = lambda last: None, timed: Timed = untimed,
 ) -> Tensor:  # fmt: skip
     """`before` is told of each slice's backward pass, whether it is the last. The loss stays on its device: reading it
     would make a GPU wait."""
@@ -60,10 +67,11 @@ def _summed(
     for number, part in enumerate(parts):
         before(number == len(parts) - 1)
         device = part.inputs_BT.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with timed("forward"), torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
             loss = objective(model, part, dtype, ways) / max(1, tokens)
         if torch.is_grad_enabled():
-            loss.backward()
+            with timed("backward"):
+                loss.backward()
         losses.append(loss.detach())
     return torch.stack(losses).sum()
 
@@ -77,8 +85,9 @@ class Compute:
 
     def __init__(
         self, model: Llama, layout: Layout, mesh: DeviceMesh | None, dtype: torch.dtype, device: torch.device,
-        *, first_rows: FirstRows | None = None, objective: Objective = next_token,
+        *, first_rows: FirstRows | None = None, objective: Objective = next_token, timed: Timed = untimed,
     ):  # fmt: skip
+        self.timed = timed
         self.layout, self.mesh, self.dtype, self.device, self.objective = layout, mesh, dtype, device, objective
         self.parts, self.ways, self.pipeline = [model], PLAIN, None
         if mesh is not None and layout.pp > 1:
@@ -130,17 +139,20 @@ class Compute:
     def _run(self, batch: Batch, number: int) -> tuple[float, int]:
         batch = replace(batch, inputs_BT=batch.inputs_BT.to(self.device), targets_BT=batch.targets_BT.to(self.device))
         mine = torch.tensor(num_targets(batch), dtype=torch.float64)
-        tokens = int(reduce.total(mine, self.mesh, ("dp", "fsdp")))
+        with self.timed("communication"):
+            tokens = int(reduce.total(mine, self.mesh, ("dp", "fsdp")))
         slices = [self._cut(part) for part in sliced(batch, number)]
         if self.pipeline is not None:
             step = self.pipeline.step if torch.is_grad_enabled() else self.pipeline.evaluate
-            loss = torch.tensor(step(slices, max(1, tokens)), dtype=torch.float64)
+            with self.timed("forward"):  # and backward, interleaved
+                loss = torch.tensor(step(slices, max(1, tokens)), dtype=torch.float64)
         elif self.mesh is None:
-            loss = _summed(self.parts[0], slices, tokens, self.dtype, self.objective, self.ways)
+            loss = _summed(self.parts[0], slices, tokens, self.dtype, self.objective, self.ways, timed=self.timed)
         else:
             before = partial(reduce.sum_gradients, self.parts[0])
-            loss = _summed(self.parts[0], slices, tokens, self.dtype, self.objective, self.ways, before)
-        return float(reduce.total(loss.double().cpu(), self.mesh, ("dp", "fsdp", "cp", "pp"))), tokens
+            loss = _summed(self.parts[0], slices, tokens, self.dtype, self.objective, self.ways, before, self.timed)
+        with self.timed("communication"):
+            return float(reduce.total(loss.double().cpu(), self.mesh, ("dp", "fsdp", "cp", "pp"))), tokens
 
     def _cut(self, batch: Batch) -> Batch:
         """A rank's pieces of each row, where cp cuts them."""

@@ -16,7 +16,7 @@ from llamita.kernels import fp8
 from llamita.model.llama import Llama
 from llamita.parallel import mesh, reduce, replicas, rules
 from llamita.parallel.watchdog import STOPPED, Stop, Watchdog
-from llamita.train import incidents, schedule, state
+from llamita.train import incidents, schedule, state, utilization
 from llamita.train.average import EMA, kept
 from llamita.train.compute import Compute, FirstRows, rows_of
 from llamita.train.health import Guard
@@ -27,6 +27,15 @@ from llamita.train.watch import Watch
 
 PATIENT = 6  # times as long as a step may an evaluation or a checkpoint take before the watchdog barks
 PROBE = 10  # steps between two looks at how fast a rank's device is
+WORTH_MEASURING = 10.0  # seconds of training, before the device's peak is measured, which takes one
+
+
+class Since:
+    """Where a stretch between two lines of progress began, and the FLOPs that this rank's rows have asked for in it."""
+
+    def __init__(self, done: state.Counters):
+        self.step, self.tokens, self.elapsed, self.began = done.step, done.tokens, done.elapsed, time.perf_counter()
+        self.flops = self.computed = 0.0  # those of the model; with padding and recomputed layers
 
 
 class Trainer:
@@ -68,13 +77,12 @@ class Trainer:
                 raise ValueError("precision fp8 does not go with parallel.tp: use bf16, or fsdp in its place")
             fp8.convert(model)
         torch.manual_seed(run.seed)
-        self.compute = Compute(model, self.layout, self.mesh, dtype, device, first_rows=first_rows)
+        self.timer, self.peak = utilization.Timer(device), utilization.Peak(device, run.precision, run.shape)
+        self.compute = Compute(model, self.layout, self.mesh, dtype, device, first_rows=first_rows, timed=self.timer)
         self.model = self.compute.parts[0]
         self.optimizer = Optimizer(self.compute, run.optim)
         self.average = EMA(self.compute) if run.average.half_life else None
         self.guard, self.counters = Guard(run.health), state.Counters()
-        self.flops_per_token = run.shape.train_flops_per_token(run.data.seq_len)
-        self.peak_flops = runtime.peak_flops(device, run.precision)
         log.console.quiet = log.console.quiet or self.rank > 0
         folder.mkdir(parents=True, exist_ok=True)
         self.metrics = log.Metrics(folder / "metrics.jsonl" if self.rank == 0 else None, stage)
@@ -98,7 +106,7 @@ class Trainer:
         }
         shape = {name: getattr(self.run.shape, name) for name in ("num_params", "num_matmul_params", "head_dim")}
         shape |= {
-            "train_flops_per_token": self.flops_per_token,
+            "train_flops_per_token": self.run.shape.train_flops_per_token(self.run.data.seq_len),
             "kv_bytes_per_token": self.run.shape.kv_bytes_per_token(),
         }
         ranks = {"world": self.layout.world} | self.layout.sizes
@@ -156,9 +164,10 @@ class Trainer:
             self.rows, self.sampler, first=schedule.first_sample(run, done.step), batch_size=size,
             rank=self.layout.data_rank(self.rank), world=self.layout.num_data_ranks, num_workers=run.data.num_workers,
         )  # fmt: skip
-        began, logged = time.perf_counter(), (done.step, done.tokens, done.elapsed)
+        began, since = time.perf_counter(), Since(done)
+        self.timer.reset()
         while done.step < end:
-            with nullcontext() if self.pace is None else self.pace.own():
+            with self.timer("data"), nullcontext() if self.pace is None else self.pace.own():
                 batch = next(stream)
             found = self._step(batch, size)
             if found is None:
@@ -166,9 +175,12 @@ class Trainer:
             now = time.perf_counter()
             done.elapsed, began = done.elapsed + now - began, now
             last = done.step == run.steps
+            since.flops += utilization.model_flops(run.shape, batch)
+            since.computed += utilization.hardware_flops(run.shape, batch, self.layout.recompute)
             if last or done.step % run.log.every == 0:
-                self._log(progress, *found, logged)
-                logged = (done.step, done.tokens, done.elapsed)
+                self._log(progress, *found, since)
+                since = Since(done)
+                self.timer.reset()
             if self._between(last):
                 return
             began = time.perf_counter()
@@ -183,12 +195,14 @@ class Trainer:
         if not self.guard.skips(step):
             loss, tokens = self.compute.gradients(batch, batch_size, run.micro_batch_size)
             weights = [weight for _, weight in self.compute.named_parameters()]
-            grad_norm = reduce.clip(weights, run.optim.clip, self.mesh)
+            with self.timer("communication"):
+                grad_norm = reduce.clip(weights, run.optim.clip, self.mesh)
             verdict = self.guard.judge(step, loss, grad_norm)
             if verdict.decision == "ok":
-                self.optimizer.step(ratio)
-                if self.average is not None:
-                    self.average.update(kept(run.average, tokens))
+                with self.timer("optimizer"):
+                    self.optimizer.step(ratio)
+                    if self.average is not None:
+                        self.average.update(kept(run.average, tokens))
             else:
                 self.optimizer.forget_gradients()
                 if verdict.decision == "roll back":
@@ -231,7 +245,8 @@ class Trainer:
             self.dog.beat(f"checkpoint of step {done.step}", PATIENT * run.health.hang_seconds)
             if self._is_corrupt():
                 return True
-            self._save(must=last or stopping)
+            with self.timer("checkpoint"):
+                self._save(must=last or stopping)
         if stopping:
             self._incident(
                 done.step, "stop", "SIGTERM", "its checkpoint is written, and the same command goes on from there"
@@ -269,22 +284,21 @@ class Trainer:
         self._go_back(step, "corruption", "copies of the weights differ", leave_out=False)
         return True
 
-    def _log(
-        self, progress: log.Progress, loss: float, grad_norm: float, lr: float, since: tuple[int, int, float]
-    ) -> None:
+    def _log(self, progress: log.Progress, loss: float, grad_norm: float, lr: float, since: Since) -> None:
         done, run = self.counters, self.run
-        step, tokens, elapsed = since
-        speed = (done.tokens - tokens) / max(done.elapsed - elapsed, 1e-9)
-        eta = (done.elapsed - elapsed) / max(1, done.step - step) * (run.steps - done.step)
-        peak = self.peak_flops and self.peak_flops * self.layout.world
-        mfu = speed * self.flops_per_token / peak if peak else None
+        seconds = max(done.elapsed - since.elapsed, 1e-9)
+        speed = (done.tokens - since.tokens) / seconds
+        eta = seconds / max(1, done.step - since.step) * (run.steps - done.step)
+        shares = self.timer.shares(max(time.perf_counter() - since.began, seconds))
+        used = [self._share_of_peak(flops / seconds) for flops in (since.flops, since.computed)]
+        mfu = used[0]
         memory = runtime.peak_memory_gib(self.device)
         samples = schedule.first_sample(run, done.step)
         drawn = [count / samples for count in self.sampler.drawn(samples)] if self.pools else []
         self.metrics.write(
             "train", step=done.step, steps=run.steps, tokens=done.tokens, loss=loss, lr=lr, grad_norm=grad_norm,
-            tokens_per_second=speed, mfu=mfu, memory_gib=memory, elapsed=done.elapsed, eta=eta,
-            **({"drawn": dict(zip(self.pools, drawn, strict=True))} if drawn else {}),
+            tokens_per_second=speed, mfu=mfu, hfu=used[1], time=shares, memory_gib=memory, elapsed=done.elapsed,
+            eta=eta, **({"drawn": dict(zip(self.pools, drawn, strict=True))} if drawn else {}),
         )  # fmt: skip
         progress.update(
             done.step,
@@ -293,6 +307,13 @@ class Trainer:
             f"{log.duration(done.elapsed)}  ETA {log.duration(eta)}",
             last=done.step == run.steps,
         )
+
+    def _share_of_peak(self, flops_per_second: float) -> float | None:
+        """Of all devices together, of what this rank's rows ask for; None while it is not worth measuring the peak."""
+        together = reduce.total(torch.tensor(flops_per_second, dtype=torch.float64), self.mesh, ("dp", "fsdp")).item()
+        if self.peak.published is None and self.counters.elapsed < WORTH_MEASURING:
+            return None
+        return self.peak.share(together / self.layout.world)
 
     def _watch(self, last: bool = False) -> None:
         """Evaluate and sample where it is time to, by the averaged weights where there are any."""

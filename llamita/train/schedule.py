@@ -112,6 +112,13 @@ def first_sample(run: "Run", step: int) -> int:
     return stage.first_sample + (step - stage.step) * stage.rows
 
 
+def place(run: "Run", sample: int) -> tuple[int, int]:
+    """The step (0-based) that reads a sample, and its row there: the inverse of `first_sample`."""
+    stage = next(stage for stage in reversed(stages(run)) if stage.first_sample <= sample)
+    steps, row = divmod(sample - stage.first_sample, stage.rows)
+    return stage.step + steps, row
+
+
 def next_change(run: "Run", step: int) -> int:
     """The first step after `step` at which the batch size or the mixture changes; `steps` where neither does."""
     starts = [each[0] for pieces in (stages, _phases) for each in pieces(run)]
