@@ -298,3 +298,18 @@ def test_the_room_never_imports_torch():
     probe = "import sys, llamita.report.page; print([name in sys.modules for name in ('torch', 'jinja2')])"
     run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[False, True]"
+
+
+def test_the_report_says_where_a_steps_time_went(tmp_path):
+    shares = {
+        "data": 0.01,
+        "forward": 0.3,
+        "backward": 0.5,
+        "communication": 0.0,
+        "optimizer": 0.15,
+        "checkpoint": 0.04,
+    }
+    rows = [train(step, time=shares) for step in range(10, 60, 10)]
+    text = written(folder_of(tmp_path / "timed", SETTINGS, *rows))[1].text
+    assert "Of the time, by mean: backward 50.0%, forward 30.0%, optimizer 15.0%, checkpoint 4.0%, data 1.0%" in text
+    assert "Of the time" not in written(folder_of(tmp_path / "old", SETTINGS, train(10)))[1].text

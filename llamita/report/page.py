@@ -11,7 +11,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from llamita.report.read import Run, Stage, read
+from llamita.report.read import PARTS, Run, Stage, read
 from llamita.report.svg import Series, chart, with_median
 from llamita.report.units import FORBIDDEN, cell, count, duration, facts, number, scientific, short
 
@@ -141,6 +141,9 @@ def curves(stage: Stage, results: dict[str, Any]) -> dict[str, Any]:
     if len(lost):
         lines = f"{len(lost):,} of {len(train['step']):,} logged lines"
         notes.append(f"The loss of {lines} is not a finite number, first at step {lost[0]:,.0f}; gaps stand there.")
+    if np.isfinite(train["forward"]).any():
+        parts = sorted(((float(np.nanmean(train[part])), part) for part in PARTS), reverse=True)
+        notes.append(f"Of the time, by mean: {', '.join(f'{part} {share:.1%}' for share, part in parts)}.")
     names = ("loss", "bits per byte", "learning rate", "gradient norm", "speed", "MFU", "memory")
     if absent := [name for name, one in zip(names, charts, strict=True) if one is None]:
         notes.append(f"Not logged in this stage: {', '.join(absent)}.")

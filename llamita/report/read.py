@@ -10,6 +10,7 @@ import numpy as np
 
 from llamita.report.units import number
 
+PARTS = ("data", "forward", "backward", "communication", "optimizer", "checkpoint")  # of the time of a step, as shares
 COLUMNS = {
     "train": (
         "step",
@@ -21,6 +22,7 @@ COLUMNS = {
         "mfu",
         "memory_gib",
         "elapsed",
+        *PARTS,
     ),
     "eval": ("step", "tokens", "loss", "bits_per_byte"),
 }
@@ -77,7 +79,8 @@ def _take(run: Run, entry: dict[str, Any]) -> None:
     elif not math.isfinite(number(entry["step"])):
         raise ValueError("a line needs a step")
     elif kind in COLUMNS:
-        row = tuple(number(entry.get(column)) for column in COLUMNS[kind])
+        known = entry | dict(entry.get("time") or {})
+        row = tuple(number(known.get(column)) for column in COLUMNS[kind])
         if not math.isfinite(row[1]):
             raise ValueError("a curve needs tokens")
         _append(stage.rows[kind], row)
