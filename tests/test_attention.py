@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from llamita.kernels.attention import Causal, Documents, Padded, reference
+from llamita.kernels import blocks
+from llamita.kernels.attention import Causal, Documents, Padded, reference, sdpa
 
 SEQ_LEN = 11
 STARTS = [[0, 3, 4], [0], [0, 9]]
@@ -85,6 +86,44 @@ def test_documents_of_many_lengths(seed):
     assert gap(document_mask(starts, seq_len)) < 1e-10
     late = [[0, *(start + 1 for start in row[1:] if start < 74)] for row in starts]
     assert gap(document_mask(late, seq_len)) > 1e-2, "borders off by one must fail this test"
+
+
+def worst(function, tensors, twin):
+    """How far outputs and gradients are from the twin's, the largest of their relative errors."""
+    seen_BT = torch.ones(tensors[0].shape[:2], dtype=torch.bool)
+    pairs = zip(outputs_and_gradients(function, tensors, seen_BT), twin, strict=True)
+    return max(float((ours.double() - theirs).norm() / theirs.norm()) for ours, theirs in pairs)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)])
+@pytest.mark.parametrize("seq_len", [1, 16, 75])
+def test_blocks_of_queries_equal_the_twin(monkeypatch, heads, seq_len):
+    """In one block, and in several with a shorter last one."""
+    monkeypatch.setattr(blocks, "BLOCK", 16)
+    tensors, causal_TT = inputs(*heads, seq_len), torch.ones(seq_len, seq_len, dtype=torch.bool).tril()
+    seen_BT = torch.ones(3, seq_len, dtype=torch.bool)
+    ours = outputs_and_gradients(blocks.causal, tensors, seen_BT)
+    twin = outputs_and_gradients(lambda q, k, v: reference(q, k, v, causal_TT.expand(3, -1, -1)), tensors, seen_BT)
+    assert distance(ours, twin) < 1e-10
+    if seq_len > 1:
+        causal_TT[seq_len - 1, seq_len - 2] = False
+        late = outputs_and_gradients(lambda q, k, v: reference(q, k, v, causal_TT.expand(3, -1, -1)), tensors, seen_BT)
+        assert distance(ours, late) > 1e-3, "one pair of tokens hidden must fail this test"
+
+
+@pytest.mark.parametrize("attend", [Causal(), Documents([[0, 60], [0], [0, 199]])], ids=["causal", "documents"])
+def test_bfloat16_on_the_cpu_is_as_near_as_torchs_kernel(attend):
+    """Of the exact result for the same bfloat16 inputs; float32 and float64 go to torch's kernel."""
+    tensors = [x.detach().bfloat16().requires_grad_() for x in inputs(4, 2, 200)]
+    exact = [x.detach().double().requires_grad_() for x in tensors]
+    seen_BT = torch.ones(3, 200, dtype=torch.bool)
+    mask_BTS = torch.ones(3, 200, 200, dtype=torch.bool).tril()
+    if isinstance(attend, Documents):
+        mask_BTS = document_mask(attend.starts, 200)
+    twin = outputs_and_gradients(lambda q, k, v: reference(q, k, v, mask_BTS), exact, seen_BT)
+    ours = worst(lambda q, k, v: attend(0, q, k, v), tensors, twin)
+    theirs = worst(lambda q, k, v: sdpa(q, k, v, mask=mask_BTS.unsqueeze(1)), tensors, twin)
+    assert ours < 2 * theirs < 0.02
 
 
 def test_reference_is_the_formula():

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from llamita.kernels import blocks
+
 
 class Attend(Protocol):
     def positions(self, tokens_BT: Tensor) -> Tensor: ...
@@ -26,6 +28,13 @@ def sdpa(q_BTNH: Tensor, k_BSKH: Tensor, v_BSKH: Tensor, *, causal: bool = False
         q_BNTH, k_BKSH, v_BKSH, attn_mask=mask, is_causal=causal, enable_gqa=grouped
     )
     return out_BNTH.transpose(1, 2)
+
+
+def causal(q_BTNH: Tensor, k_BTKH: Tensor, v_BTKH: Tensor) -> Tensor:
+    """Every token sees itself and all before it, by what is fastest where the tensors are."""
+    if q_BTNH.device.type == "cpu" and q_BTNH.dtype == torch.bfloat16:
+        return blocks.causal(q_BTNH, k_BTKH, v_BTKH)
+    return sdpa(q_BTNH, k_BTKH, v_BTKH, causal=True)
 
 
 def reference(q_BTNH: Tensor, k_BSKH: Tensor, v_BSKH: Tensor, mask_BTS: Tensor) -> Tensor:
@@ -52,7 +61,7 @@ class Causal:
         return row_positions(tokens_BT)
 
     def __call__(self, layer: int, q_BTNH: Tensor, k_BTKH: Tensor, v_BTKH: Tensor) -> Tensor:
-        return sdpa(q_BTNH, k_BTKH, v_BTKH, causal=True)
+        return causal(q_BTNH, k_BTKH, v_BTKH)
 
 
 class Documents:
@@ -76,7 +85,7 @@ class Documents:
 
     def __call__(self, layer: int, q_BTNH: Tensor, k_BTKH: Tensor, v_BTKH: Tensor) -> Tensor:
         if all(len(starts) == 1 for starts in self.starts):
-            return sdpa(q_BTNH, k_BTKH, v_BTKH, causal=True)
+            return causal(q_BTNH, k_BTKH, v_BTKH)
         if self.plan is None:
             self.plan = self._lay_out(q_BTNH.shape[1], q_BTNH.device)
         slots, home, real = self.plan
@@ -85,7 +94,7 @@ class Documents:
         mixed, at = [], 0
         for group in slots:
             piece = [x[at : at + group.numel()].unflatten(0, group.shape) for x in moved]
-            mixed.append(sdpa(*piece, causal=True).flatten(0, 1))
+            mixed.append(causal(*piece).flatten(0, 1))
             at += group.numel()
         out = _Move.apply(torch.cat(mixed), home, torch.cat([group.flatten() for group in slots]), real)
         return out.unflatten(0, q_BTNH.shape[:2])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llamita.kernels.attention import Attend, Causal
+from llamita.kernels.norm import rms_norm
 from llamita.model import rope
 from llamita.model.shape import Shape
 
@@ -29,8 +30,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(dim))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        wide_BTD = x_BTD if x_BTD.dtype == torch.float64 else x_BTD.float()
-        return F.rms_norm(wide_BTD, self.weight.shape, self.weight.to(wide_BTD.dtype), self.eps).to(x_BTD.dtype)
+        return rms_norm(x_BTD, self.weight, self.eps)
 
 
 class Attention(nn.Module):
