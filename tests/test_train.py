@@ -1,6 +1,7 @@
 """Numerics of the one loop: accumulation, overfitting, optimizers, what it logs, and what it refuses."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -120,3 +121,13 @@ def test_settings_of_the_run_lie_in_the_folder_and_in_every_checkpoint(tmp_path)
     assert [path.name for path in found] == ["step_00000015", "step_00000020"]
     assert all((path / "run.toml").read_text() == wanted for path in found)
     assert state.counters(found[-1]).step == RUN.steps
+
+
+def test_a_trace_of_three_steps_is_written_on_request(tmp_path):
+    run = dataclasses.replace(RUN, steps=8, log=dataclasses.replace(RUN.log, trace_step=4))
+    trainer(tmp_path, run).fit()
+    assert {path.name for path in (tmp_path / "trace").iterdir()} == {"trace-0.json", "trace-0.txt"}
+    traced = json.loads((tmp_path / "trace/trace-0.json").read_text())
+    assert any("mm" in event["name"] for event in traced["traceEvents"])
+    trainer(tmp_path / "quiet", dataclasses.replace(RUN, steps=2)).fit()
+    assert not (tmp_path / "quiet/trace").exists()

@@ -26,16 +26,9 @@ from llamita.train.run import Run
 from llamita.train.watch import Watch
 
 PATIENT = 6  # times as long as a step may an evaluation or a checkpoint take before the watchdog barks
+TRACED = 3  # steps of a trace
 PROBE = 10  # steps between two looks at how fast a rank's device is
 WORTH_MEASURING = 10.0  # seconds of training, before the device's peak is measured, which takes one
-
-
-class Since:
-    """Where a stretch between two lines of progress began, and the FLOPs that this rank's rows have asked for in it."""
-
-    def __init__(self, done: state.Counters):
-        self.step, self.tokens, self.elapsed, self.began = done.step, done.tokens, done.elapsed, time.perf_counter()
-        self.flops = self.computed = 0.0  # those of the model; with padding and recomputed layers
 
 
 class Trainer:
@@ -139,7 +132,11 @@ class Trainer:
         """
         done, self.stop = self.counters, Stop()
         self.pace = None if self.mesh is None else replicas.Pace(self.device)
-        with self.stop, Watchdog(self.folder, self._hung, seconds=self.run.health.hang_seconds) as self.dog:
+        first = self.run.log.trace_step - 1 - done.step
+        steps = range(first, first + TRACED)
+        tracer = utilization.profile(self.folder / "trace", steps, self.rank) if first >= 0 else nullcontext()
+        dog = Watchdog(self.folder, self._hung, seconds=self.run.health.hang_seconds)
+        with self.stop, dog as self.dog, tracer as self.tracer:
             progress = log.Progress(self.run.log.every)
             if done.step == 0:
                 self._watch()
@@ -164,7 +161,7 @@ class Trainer:
             self.rows, self.sampler, first=schedule.first_sample(run, done.step), batch_size=size,
             rank=self.layout.data_rank(self.rank), world=self.layout.num_data_ranks, num_workers=run.data.num_workers,
         )  # fmt: skip
-        began, since = time.perf_counter(), Since(done)
+        began, since = time.perf_counter(), state.Since(done)
         self.timer.reset()
         while done.step < end:
             with self.timer("data"), nullcontext() if self.pace is None else self.pace.own():
@@ -175,11 +172,13 @@ class Trainer:
             now = time.perf_counter()
             done.elapsed, began = done.elapsed + now - began, now
             last = done.step == run.steps
+            if self.tracer is not None:
+                self.tracer.step()
             since.flops += utilization.model_flops(run.shape, batch)
             since.computed += utilization.hardware_flops(run.shape, batch, self.layout.recompute)
             if last or done.step % run.log.every == 0:
                 self._log(progress, *found, since)
-                since = Since(done)
+                since = state.Since(done)
                 self.timer.reset()
             if self._between(last):
                 return
@@ -284,7 +283,7 @@ class Trainer:
         self._go_back(step, "corruption", "copies of the weights differ", leave_out=False)
         return True
 
-    def _log(self, progress: log.Progress, loss: float, grad_norm: float, lr: float, since: Since) -> None:
+    def _log(self, progress: log.Progress, loss: float, grad_norm: float, lr: float, since: state.Since) -> None:
         done, run = self.counters, self.run
         seconds = max(done.elapsed - since.elapsed, 1e-9)
         speed = (done.tokens - since.tokens) / seconds

@@ -99,6 +99,8 @@ class Log:
     """Steps between evaluations on held-out text."""
     sample_every: int = 200
     """Steps between samples."""
+    trace_step: int = 0
+    """The first of three steps of which a profiler's trace is written to DIR/trace; 0 is none."""
 
 
 @dataclass(frozen=True, kw_only=True)

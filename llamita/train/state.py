@@ -1,6 +1,7 @@
 """What a run's state is, and its way to disk and back: weights, optimizer, average, random numbers, counters, guard."""
 
 import dataclasses
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,14 @@ class Counters:
     step: int = 0
     tokens: int = 0
     elapsed: float = 0.0
+
+
+class Since:
+    """Where a stretch between two lines of progress began, and the FLOPs that this rank's rows have asked for in it."""
+
+    def __init__(self, done: Counters):
+        self.step, self.tokens, self.elapsed, self.began = done.step, done.tokens, done.elapsed, time.perf_counter()
+        self.flops = self.computed = 0.0  # those of the model; with padding and recomputed layers
 
 
 class Saver:
