@@ -116,11 +116,12 @@ def ray(verb: Callable[[dict[str, Any]], None], words: Sequence[str], cluster: C
     torchrun(words, cluster, "ray", "python")  # says what is wrong with the words
     try:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
+        from ray.train.torch import TorchConfig, TorchTrainer
     except ImportError as error:
         raise ValueError("Ray Train wants to be installed: pip install 'llamita[ray]' 'ray[train]'") from error
     TorchTrainer(
         verb, train_loop_config={"words": list(words)},
+        torch_config=TorchConfig(backend="gloo" if cluster.cpu else "cpu:gloo,cuda:nccl"),  # as parallel.mesh joins
         scaling_config=ScalingConfig(num_workers=cluster.nodes * cluster.processes, use_gpu=not cluster.cpu),
         run_config=RunConfig(name=cluster.name, failure_config=FailureConfig(max_failures=FAILURES)),
     ).fit()  # fmt: skip
