@@ -28,8 +28,11 @@ class Metrics:
 
     def write(self, kind: str, **values: Any) -> None:
         row = {"kind": kind, "stage": self.stage} | values
-        self.file.write(json.dumps({key: _finite(value) for key, value in row.items()}).encode() + b"\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps({key: _finite(value) for key, value in row.items()}).encode() + b"\n")
+            self.file.flush()
+        except OSError as error:  # a full disk: no reason to end a run
+            say(f"a line of metrics could not be written: {error.strerror}")
 
     def close(self) -> None:
         self.file.close()

@@ -74,7 +74,8 @@ def measured_peak(
 def _matmul_speed(device: torch.device, dtype: torch.dtype, m: int, k: int, n: int, seconds: float) -> float:
     """The best of as many goes as `seconds` hold, two at least; a go is of some calls, so that a GPU is kept busy."""
     calls = 20 if device.type == "cuda" else 1
-    a_MK, b_KN = torch.randn(m, k, device=device, dtype=dtype), torch.randn(k, n, device=device, dtype=dtype)
+    own = torch.Generator(device).manual_seed(0)  # a run's random numbers must not depend on when its speed is measured
+    a_MK, b_KN = (torch.randn(size, device=device, dtype=dtype, generator=own) for size in ((m, k), (k, n)))
     best, begun, goes = float("inf"), time.perf_counter(), 0
     while goes < 3 or time.perf_counter() - begun < seconds:
         start = time.perf_counter()

@@ -314,3 +314,19 @@ def test_the_newest_of_exact_copies_stays():
 def test_limits_that_mean_nothing_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         replace(NEAR, dedup=Dedup(**wrong))
+
+
+@pytest.mark.parametrize("settled", [True, False])
+def test_a_process_of_tasks_loads_nothing_that_extends_numba(settled):
+    """Without `settle`, the first kernel of a process loads awkward where gigatoken has brought it along."""
+    pytest.importorskip("awkward")
+    call = "from llamita.data.engine import settle; settle();" * settled
+    code = f"import sys; {call} from llamita.data.words import split; from llamita.data.strings import Strings; "
+    told = "split(Strings.of(['a b'])); print('awkward' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code + told], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(not settled)
+
+
+def test_a_build_does_not_open_its_tokenizer_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("llamita.data.job.open_tokenizer", lambda folder: pytest.fail("opened again"))
+    build(NEAR, [some_text(tmp_path / "text")], byte_tokenizer(), tmp_path / "c")

@@ -107,3 +107,22 @@ def test_samples_are_drawn_from_all_that_goes_and_the_same_in_any_order():
 def test_a_recipe_without_rules_measures_and_keeps_all():
     removed, kept = gone_and_kept(replace(Recipe("r"), rules=Rules()), block(PROSE, PYTHON))
     assert not removed and kept == ["d0", "d1"]
+
+
+def test_texts_are_chosen_and_replaced_as_lists_are():
+    draw = random.Random(0)
+    for count in (0, 1, 7, 30):
+        texts = [b"x" * draw.randrange(4) + str(i).encode() * draw.randrange(2) for i in range(count)]
+        strings = Strings.of(texts)
+        for _ in range(20):
+            mask = np.array([draw.random() < 0.6 for _ in texts], bool)
+            places = np.flatnonzero(mask)
+            shuffled = np.array(draw.sample(places.tolist(), len(places)), np.int64)
+            for which, wanted in ((mask, places), (places, places), (shuffled, shuffled)):
+                chosen = strings.chosen(which)
+                assert [chosen[i] for i in range(len(chosen))] == [texts[i] for i in wanted]
+            others = [b"y" * draw.randrange(5) for _ in places]
+            replaced = strings.with_texts(places.tolist(), others)
+            by_place = dict(zip(places.tolist(), others, strict=True))
+            assert [replaced[i] for i in range(count)] == [by_place.get(i, text) for i, text in enumerate(texts)]
+            assert not replaced.data.flags.writeable and not strings.chosen(mask).data.flags.writeable

@@ -161,7 +161,8 @@ def test_a_share_must_lie_between_0_and_1(tmp_path):
 
 def test_an_id_beyond_the_vocabulary_is_our_bug(tmp_path, monkeypatch):
     tokenizer = byte_tokenizer()
-    monkeypatch.setattr(encode, "framed", lambda texts, *encoder: [np.array([512], np.uint32)] * len(texts))
+    beyond = lambda texts, *encoder: (np.full(len(texts), 512, np.uint32), np.ones(len(texts), np.int64))  # noqa: E731
+    monkeypatch.setattr(encode, "framed", beyond)
     with pytest.raises(AssertionError, match="beyond the vocabulary"):
         build(some_documents(), tokenizer, tmp_path / "c")
     assert [path.name for path in tmp_path.iterdir()] == [".c.partial"], "finished tasks stay, and no corpus appears"

@@ -65,6 +65,16 @@ def test_nan_on_one_rank_is_seen_by_all_and_the_batch_left_out_with_its_document
     assert same_end(folder, other) and not same_end(folder, clean)
 
 
+def test_faults_in_a_row_send_the_run_back_and_leave_the_batches_out(clean, tmp_path):
+    folder, other = tmp_path / "run", tmp_path / "other"
+    assert drill.world(folder, RUN, [Fault("nan", 1, step) for step in (6, 7, 8)])[0] == [0, 0]
+    assert [(each.kind, each.step) for each in incidents.read(folder)] == [("nan", 6), ("nan", 7), ("nan", 8)]
+    last = incidents.read(folder)[-1]
+    assert last.action == "back to the checkpoint of step 4, leaving out the batches since"
+    assert drill.world(other, RUN, skipped=(5, 6, 7, 8))[0] == [0, 0]
+    assert same_end(folder, other) and not same_end(folder, clean)
+
+
 def test_a_flipped_bit_in_a_replica_is_found_before_it_is_saved_and_undone(clean, tmp_path):
     folder = tmp_path / "run"
     assert drill.world(folder, RUN, [Fault("bit", 1, 6)])[0] == [0, 0]

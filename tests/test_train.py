@@ -1,6 +1,7 @@
 """Numerics of the one loop: accumulation, overfitting, optimizers, what it logs, and what it refuses."""
 
 import dataclasses
+import errno
 import json
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from llamita import log
 from llamita.kernels.attention import Causal
-from llamita.train import state
+from llamita.train import loop, state
 from llamita.train.compute import accumulate
 from llamita.train.objective import Objective, next_token
 from llamita.train.optim import Optimizer
@@ -74,7 +75,8 @@ def test_bf16_starts_where_fp32_starts():
     assert losses[0] == pytest.approx(losses[1], rel=5e-3)
 
 
-def test_the_loop_logs_what_the_report_reads(tmp_path):
+def test_the_loop_logs_what_the_report_reads(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "WORTH_MEASURING", 1e9)
     watch = Watch(lambda llama: {"loss": 1.0, "bits_per_byte": 2.0}, lambda llama: [("a", "b")])
     trainer(tmp_path, watch=watch).fit()
     found = log.read(tmp_path / "metrics.jsonl")
@@ -105,6 +107,36 @@ def test_a_loss_that_stays_no_number_stops_the_run_and_says_what_to_do(tmp_path)
     assert not (tmp_path / "checkpoints").exists()
 
 
+def test_a_disk_that_takes_no_line_of_the_logs_ends_no_run(tmp_path, monkeypatch, capsys):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    started = trainer(tmp_path, dataclasses.replace(RUN, steps=4))
+    real, first = started.compute.gradients, []
+
+    def faulty_once(*args):
+        found = real(*args)
+        if not first:
+            first.append(found)
+            return float("nan"), found[1]
+        return found
+
+    monkeypatch.setattr(loop.incidents, "append", full)
+    monkeypatch.setattr(started.compute, "gradients", faulty_once)
+    started.fit()
+    assert started.counters.step == 4
+    assert "the incident log could not be written: No space left on device" in capsys.readouterr().err
+
+
+def test_the_guard_and_the_clock_go_on_from_a_checkpoint(tmp_path):
+    begun = trainer(tmp_path, dataclasses.replace(RUN, steps=5))
+    begun.guard.skipped = [2, 7]
+    begun.fit()
+    again = trainer(tmp_path, dataclasses.replace(RUN, steps=5))
+    assert again.guard.state() == begun.guard.state() and again.guard.skipped == [2, 7] and len(again.guard.losses) == 4
+    assert again.counters.elapsed == begun.counters.elapsed > 0 and again.counters.tokens == begun.counters.tokens
+
+
 def test_watching_does_not_change_the_weights(tmp_path):
     def nosy(llama):
         torch.rand(3)
@@ -131,3 +163,24 @@ def test_a_trace_of_three_steps_is_written_on_request(tmp_path):
     assert any("mm" in event["name"] for event in traced["traceEvents"])
     trainer(tmp_path / "quiet", dataclasses.replace(RUN, steps=2)).fit()
     assert not (tmp_path / "quiet/trace").exists()
+
+
+def test_the_share_of_a_measured_peak_is_one_of_real_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "WORTH_MEASURING", 0.0)
+    trainer(tmp_path, dataclasses.replace(RUN, steps=5, seed=3)).fit()
+    (row,) = [row for row in log.read(tmp_path / "metrics.jsonl") if row["kind"] == "train"]
+    assert 0 < row["mfu"] <= row["hfu"] <= 1
+    assert sum(row["time"].values()) == pytest.approx(1.0, abs=0.02) and row["time"]["backward"] > 0.1
+    state_after = torch.get_rng_state()
+    torch.manual_seed(3)
+    assert torch.equal(state_after, torch.get_rng_state()), "measuring must not draw from the run's random numbers"
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "told"),
+    [("optim", {"clip": 0.0}, "optim.clip must be above 0"), ("optim", {"lr": -1.0}, "optim.lr must be above 0"),
+     ("optim", {"beta2": 1.0}, "beta1 and beta2"), ("checkpoint", {"keep_every": -1}, "checkpoint.keep_every")],
+)  # fmt: skip
+def test_settings_that_cannot_train_are_refused(section, change, told):
+    with pytest.raises(ValueError, match=told):
+        dataclasses.replace(RUN, **{section: dataclasses.replace(getattr(RUN, section), **change)})

@@ -1,5 +1,6 @@
 """The verb that hands a run to a scheduler."""
 
+import os
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -41,5 +42,6 @@ def launch(words: list[str]) -> Callable[..., None]:
 def _in_a_worker(config: dict[str, Any]) -> None:
     from llamita.cli import main
 
+    os.chdir(config["here"])  # Ray runs workers in folders of their own
     if code := main(config["words"]):
         raise SystemExit(code)

@@ -31,6 +31,14 @@ def linear(x: Tensor, weight_OD: Tensor) -> Tensor:
     return _Linear.apply(x.flatten(0, -2), weight_OD).unflatten(0, x.shape[:-1])
 
 
+def check(tokens: int, tp: int) -> None:
+    """Raise ValueError for rows of so many tokens, or a layout, that these matmuls do not take."""
+    if tp > 1:
+        raise ValueError("precision fp8 does not go with parallel.tp: use bf16, or fsdp in its place")
+    if tokens % SIZE:
+        raise ValueError(f"precision fp8 wants rows of a multiple of {SIZE} tokens on each rank, not {tokens}")
+
+
 def convert(model: Any) -> None:
     """Make every linear layer of `model.layers` multiply so, in place; embedding, head and norms stay as they are, and
     so do all names and weights. Raises ValueError for sizes that tensor cores do not take."""

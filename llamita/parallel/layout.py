@@ -42,10 +42,12 @@ class Layout:
         others = self.pp * self.dp * self.cp * self.tp
         layout = replace(self, fsdp=world // others) if self.fsdp == 0 and world >= others else self
         if layout.world != world:
-            asked = " x ".join(f"{axis} {size}" for axis, size in self.sizes.items() if size != 1) or "one rank"
+            asked = " x ".join(f"{axis} {size}" for axis, size in self.sizes.items() if size > 1) or "one rank"
             raise ValueError(
                 f"{asked} makes {others * max(self.fsdp, 1)} ranks, and {world} are running: start as many with "
-                "torchrun --nproc-per-node, or leave parallel.fsdp at 0 and let the other axes divide them"
+                "torchrun --nproc-per-node, or let the other axes divide them"
+                + " and parallel.fsdp be 0"
+                * bool(self.fsdp)
             )
         return layout
 

@@ -30,6 +30,15 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def from_first_rank(value: Made) -> Made:
+    """Rank 0's value on every rank; this one's own where it is alone."""
+    if not dist.is_initialized():
+        return value
+    held = [value]
+    dist.broadcast_object_list(held, src=0)
+    return held[0]
+
+
 def first_rank_first(make: Callable[[], Made]) -> Made:
     """What `make` gives, on every rank; the others wait until rank 0 has made it, and then find it on disk."""
     if not dist.is_initialized():

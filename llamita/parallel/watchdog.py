@@ -45,7 +45,8 @@ class Stop:
 
     The loop adds `int(stop.asked)` up over all ranks with the loss of each step; when any is set all save a checkpoint
     and leave with `STOPPED`. torchrun gives its workers 30 s, Kubernetes 30 s and Slurm 30 s (KillWait) unless told
-    otherwise. Listens within its `with` block; only a main thread hears signals (Ray runs training in another).
+    otherwise, as `llamita launch` does. Listens within its `with` block; only a main thread hears signals (Ray runs
+    training in another).
     """
 
     def __init__(self) -> None:

@@ -5,6 +5,7 @@ stopped it, the same script is handed in again.
 """
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 PORT = 29_400
+MARGIN = 10  # seconds of the grace that are left to torchrun itself
 RESTARTS = 3  # of all processes together, when one dies; they go on from the newest checkpoint
 
 FAILURES = 100  # of a job whose scheduler does not look for new checkpoints
@@ -43,13 +45,20 @@ class Cluster:
             raise ValueError(f"a job's name is made of letters, digits and dashes, not {self.name!r}")
 
 
+def run_folder(words: Sequence[str]) -> str:
+    """What follows --dir in a command, behind a blank or an equals sign; "" without one."""
+    joined = next((word.partition("=")[2] for word in words if word.startswith("--dir=")), "")
+    return joined or next((words[at + 1] for at, word in enumerate(words[:-1]) if word == "--dir"), "")
+
+
 def torchrun(words: Sequence[str], cluster: Cluster, head: str, python: str) -> list[str]:
     """The command of each machine; `head` is the name of the one that the others meet at."""
-    if not words or words[0] not in ("train", "sft") or "--dir" not in words[:-1]:
+    if not words or words[0] not in ("train", "sft", "extend") or not run_folder(words):
         raise ValueError("name the run behind --: llamita launch slurm -- train 100m --dir runs/mine ...")
     return [
         python, "-m", "torch.distributed.run", f"--nnodes={cluster.nodes}", f"--nproc-per-node={cluster.processes}",
-        "--rdzv-backend=c10d", f"--rdzv-endpoint={head}:{PORT}", f"--max-restarts={RESTARTS}", "-m", "llamita", *words,
+        "--rdzv-backend=c10d", f"--rdzv-endpoint={head}:{PORT}", f"--max-restarts={RESTARTS}",
+        f"--shutdown-timeout={max(1, cluster.grace - MARGIN)}", "-m", "llamita", *words,
     ]  # fmt: skip
 
 
@@ -59,7 +68,7 @@ def slurm(words: Sequence[str], cluster: Cluster, time: str) -> str:
     `time` is Slurm's own format, such as 1-12:00:00.
     """
     command = shlex.join(torchrun(words, cluster, "HEAD", sys.executable)).replace("HEAD", '"$head"', 1)
-    checkpoints = shlex.quote(words[words.index("--dir") + 1] + "/checkpoints")
+    checkpoints = shlex.quote(run_folder(words) + "/checkpoints")
     gpus = "" if cluster.cpu else f"#SBATCH --gpus-per-node={cluster.processes}\n"
     return (
         f"#!/bin/bash\n#SBATCH --job-name={cluster.name}\n#SBATCH --nodes={cluster.nodes}\n"
@@ -112,7 +121,8 @@ def kubernetes(words: Sequence[str], cluster: Cluster, image: str, volume: str) 
 
 
 def ray(verb: Callable[[dict[str, Any]], None], words: Sequence[str], cluster: Cluster) -> None:
-    """Run it on a Ray cluster: Ray Train starts the processes, in each of which `verb` is given {"words": words}."""
+    """Run it on a Ray cluster: Ray Train starts the processes, in each of which `verb` is given the words and this
+    folder, {"words": words, "here": folder}."""
     torchrun(words, cluster, "ray", "python")  # says what is wrong with the words
     try:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -120,7 +130,7 @@ def ray(verb: Callable[[dict[str, Any]], None], words: Sequence[str], cluster: C
     except ImportError as error:
         raise ValueError("Ray Train wants to be installed: pip install 'llamita[ray]' 'ray[train]'") from error
     TorchTrainer(
-        verb, train_loop_config={"words": list(words)},
+        verb, train_loop_config={"words": list(words), "here": os.getcwd()},
         torch_config=TorchConfig(backend="gloo" if cluster.cpu else "cpu:gloo,cuda:nccl"),  # as parallel.mesh joins
         scaling_config=ScalingConfig(num_workers=cluster.nodes * cluster.processes, use_gpu=not cluster.cpu),
         run_config=RunConfig(name=cluster.name, failure_config=FailureConfig(max_failures=FAILURES)),

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 
 from llamita import log
 from llamita.checkpoint import store
+from llamita.recipes.launch import run_folder
 
 # What another number of ranks may change, in nats a token: the order of sums, in the dtype of the matmuls.
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp8": 1e-1}
@@ -29,17 +30,17 @@ def verify(words: Sequence[str], *, steps: int, processes: int, then: int) -> di
     came out is a certificate, also written to DIR/verify-resume.json; its "holds" tells whether all of it held. Raises
     ValueError for words that are no training command, or with which training fails.
     """
-    if len(words) < 2 or words[0] != "train" or "--dir" not in words[:-1]:
+    if not words or words[0] != "train" or not run_folder(words):
         raise ValueError(
             "name the run behind --: llamita verify-resume -- train RECIPE --dir FOLDER --data.corpus FOLDER"
         )
     if steps < 2 or steps % 2 or processes < 1 or then < 0:
         raise ValueError("--steps is an even number from 2 up, --processes at least 1, --then at least 0")
-    place = list(words).index("--dir")
-    home = Path(words[place + 1])
+    home = Path(run_folder(words))
     work = home / ".verify-resume"
     shutil.rmtree(work, ignore_errors=True)
-    command = [*words[:place], *words[place + 2 :], "--steps", str(steps), "--checkpoint.every", str(steps // 2)]
+    work.mkdir(parents=True)
+    command = [*_without_folder(words), "--steps", str(steps), "--checkpoint.every", str(steps // 2)]
     command += ["--log.every", "1", "--log.eval-every", str(NEVER), "--log.sample-every", str(NEVER)]
     command += ["--checkpoint.keep", "2"]
     straight, cut, other = (work / name for name in ("straight", "cut", "other"))
@@ -64,34 +65,52 @@ def verify(words: Sequence[str], *, steps: int, processes: int, then: int) -> di
     return found
 
 
+def _without_folder(words: Sequence[str]) -> list[str]:
+    kept = [word for word in words if not word.startswith("--dir=")]
+    if "--dir" in kept:
+        place = kept.index("--dir")
+        del kept[place : place + 2]
+    return kept
+
+
 def _train(command: Sequence[str], folder: Path, processes: int, kill_after: int = 0) -> None:
     """One start of the command, in processes of their own. Raises ValueError with its last words when it fails."""
-    process = _start(command, folder, processes)
-    if kill_after:
-        wanted = folder / "checkpoints" / f"step_{kill_after:08d}"
-        while process.poll() is None and not wanted.exists():
-            time.sleep(0.002)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    said = process.communicate()[1].decode(errors="replace")
-    if process.returncode and not kill_after:
+    wanted = folder / "checkpoints" / f"step_{kill_after:08d}"
+    code, said = _run(command, folder, processes, until=wanted.exists if kill_after else lambda: False)
+    if not wanted.exists() if kill_after else code:
         raise ValueError(f"the run fails: {_last_words(said)}")
-    if kill_after:
-        if not wanted.exists():
-            raise ValueError(f"the run fails: {_last_words(said)}")
-        for step, path in store.steps(folder / "checkpoints"):
-            if step > kill_after:  # it was faster than the kill
-                shutil.rmtree(path)
+    for step, path in store.steps(folder / "checkpoints") if kill_after else []:
+        if step > kill_after:  # it was faster than the kill
+            shutil.rmtree(path)
 
 
-def _start(command: Sequence[str], folder: Path, processes: int) -> subprocess.Popen[bytes]:
+def _run(command: Sequence[str], folder: Path, processes: int, until: Callable[[], bool]) -> tuple[int, str]:
+    """Start the command and wait for its end, or kill all its processes at once when `until` is true; its exit code
+    and what it said."""
     python = [sys.executable, "-m"]
     if processes > 1:
         python += ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m"]
-    return subprocess.Popen(
-        [*python, "llamita", *command, "--dir", str(folder)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
+    said = folder.with_suffix(".log")
+    with said.open("wb") as file:
+        process = subprocess.Popen([*python, "llamita", *command, "--dir", str(folder)], stdout=file, stderr=file)
+        try:
+            while process.poll() is None and not until():
+                time.sleep(0.002)
+        finally:
+            _kill(process.pid)
+            process.wait()
+    return process.returncode, said.read_text(errors="replace")
+
+
+def _kill(pid: int) -> None:
+    """kill -9 of a process and all below it: torchrun gives each worker a session of its own."""
+    try:
+        below = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        os.kill(pid, signal.SIGKILL)
+    except (FileNotFoundError, ProcessLookupError):
+        return
+    for child in below:
+        _kill(int(child))
 
 
 def _last_words(said: str) -> str:
@@ -102,9 +121,8 @@ def _last_words(said: str) -> str:
 
 def _refused(command: Sequence[str], folder: Path, processes: int) -> bool:
     """Whether going on with another learning rate is refused in words."""
-    process = _start([*command, "--optim.lr", "0.1234"], folder, processes)
-    said = process.communicate()[1].decode(errors="replace")
-    return process.returncode != 0 and "optim.lr was" in said
+    code, said = _run([*command, "--optim.lr", "0.1234"], folder, processes, until=lambda: False)
+    return code != 0 and "optim.lr was" in said
 
 
 def _losses(folder: Path) -> dict[int, float]:

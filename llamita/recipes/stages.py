@@ -232,14 +232,14 @@ SAMPLED = Sampling(max_tokens=60, temperature=0.7, top_p=0.95, seed=0)
 def _samples(tokenizer: AnyTokenizer, prompts: list[str]) -> Callable:
     """How the model continues each prompt."""
     ids = [tokenizer.encode(prompt, bos=True) for prompt in prompts]
-    return lambda model: _completed(Engine(model, tokenizer), prompts, ids)
+    return lambda model: _completed(Engine(model, tokenizer, mesh.from_first_rank), prompts, ids)
 
 
 def _replies(tokenizer: AnyTokenizer, conversations: list[list[sft.Message]]) -> Callable:
     """What the model answers to the first message of each conversation."""
     ids = [render(tokenizer, messages[:1], reply=True)[0] for messages in conversations]
     return lambda model: _completed(
-        Engine(model, tokenizer), [messages[0]["content"] for messages in conversations], ids
+        Engine(model, tokenizer, mesh.from_first_rank), [messages[0]["content"] for messages in conversations], ids
     )
 
 

@@ -5,7 +5,7 @@ Shapes: B rows, T tokens, D dim, V the tokenizer's vocab_size.
 
 import codecs
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -106,16 +106,19 @@ class _Row:
 
 
 class Engine:
-    """A model and its tokenizer, ready to write. Raises ValueError when they do not belong together."""
+    """A model and its tokenizer, ready to write. Raises ValueError when they do not belong together.
 
-    def __init__(self, model: Llama, tokenizer: AnyTokenizer):
+    `agree` makes one choice of the tokens that several processes with one model have chosen, or they might part.
+    """
+
+    def __init__(self, model: Llama, tokenizer: AnyTokenizer, agree: Callable[[list[int]], list[int]] = list):
         if model.shape.vocab_size < tokenizer.vocab_size:
             raise ValueError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.shape.vocab_size}:"
                 " give its own tokenizer"
             )
         self.model = model
-        self.tokenizer = tokenizer
+        self.tokenizer, self.agree = tokenizer, agree
         self.special_ids = frozenset(tokenizer.specials.values())
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling) -> Iterator[Chunk]:
@@ -159,7 +162,8 @@ class Engine:
             while rows:
                 logits_BV = self._forward(new, cache)
                 contexts = [row.prompt + row.tokens for row in rows]
-                new = [[t] for t in choose(logits_BV, sampling, contexts, [row.generator for row in rows])]
+                chosen = choose(logits_BV, sampling, contexts, [row.generator for row in rows])
+                new = [[token] for token in self.agree(chosen)]
                 for row, [token] in zip(rows, new, strict=True):
                     piece = b"" if token in self.special_ids else self.tokenizer.decode_bytes([token])
                     chunk = row.take(token, piece, ended=token in self.tokenizer.stop_ids)

@@ -77,7 +77,7 @@ class Case:
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.run.precision == "bf16" else torch.float32
+        return torch.float32 if self.run.precision == "fp32" else torch.bfloat16
 
     def batch(self, num_rows: int) -> Batch:
         """The first rows that the run will see."""

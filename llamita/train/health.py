@@ -103,7 +103,7 @@ class Guard:
         if self.times > self.settings.rollbacks:
             raise ValueError(
                 f"training came to nothing {self.times} times from the checkpoint of step {checkpoint}, last at step "
-                f"{step}: lower --optim.lr, lengthen --schedule.warmup-steps, or go on from an older checkpoint"
+                f"{step}: {advice(leave_out)}, or go on from an older checkpoint"
             )
         if leave_out:
             self._leave_out(checkpoint + 1, step)
@@ -148,6 +148,13 @@ class Guard:
                 if score > self.settings.spike:
                     return "spike", f"the {name} {shown:.4g} is {score:.0f} deviations above the steps before"
         return "", ""
+
+
+def advice(is_batch: bool) -> str:
+    """What to do where going back does not help: about batches and weights, or about a machine."""
+    if is_batch:
+        return "lower --optim.lr, or lengthen --schedule.warmup-steps"
+    return "a rank computes wrongly: start without the machine that the incident log names"
 
 
 def deviation(value: float, history: deque[float], floor: float) -> float:

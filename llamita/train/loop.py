@@ -19,11 +19,11 @@ from llamita.parallel.watchdog import STOPPED, Stop, Watchdog
 from llamita.train import incidents, schedule, state, utilization
 from llamita.train.average import EMA, kept
 from llamita.train.compute import Compute, FirstRows, rows_of
-from llamita.train.health import Guard
+from llamita.train.health import Guard, advice
 from llamita.train.incidents import Incident
 from llamita.train.optim import Optimizer
 from llamita.train.run import Run
-from llamita.train.watch import Watch
+from llamita.train.watch import Watch, settings
 
 PATIENT = 6  # times as long as a step may an evaluation or a checkpoint take before the watchdog barks
 TRACED = 3  # steps of a trace
@@ -66,8 +66,7 @@ class Trainer:
         self.mesh, self.device = mesh.start(self.layout, device.type), device
         dtype = next(model.parameters()).dtype if run.precision == "fp32" else torch.bfloat16
         if run.precision == "fp8":
-            if self.layout.tp > 1:
-                raise ValueError("precision fp8 does not go with parallel.tp: use bf16, or fsdp in its place")
+            fp8.check(run.data.seq_len // self.layout.cp, self.layout.tp)
             fp8.convert(model)
         torch.manual_seed(run.seed)
         self.timer, self.peak = utilization.Timer(device), utilization.Peak(device, run.precision, run.shape)
@@ -93,17 +92,7 @@ class Trainer:
             self._event(f"resumed from the checkpoint of step {self.counters.step}")
         if self.rank == 0:
             config.save(self.run, self.folder / "run.toml")
-        values = {
-            key: {"value": value, "source": sources.get(key, "default")}
-            for key, value in config.flatten(self.run).items()
-        }
-        shape = {name: getattr(self.run.shape, name) for name in ("num_params", "num_matmul_params", "head_dim")}
-        shape |= {
-            "train_flops_per_token": self.run.shape.train_flops_per_token(self.run.data.seq_len),
-            "kv_bytes_per_token": self.run.shape.kv_bytes_per_token(),
-        }
-        ranks = {"world": self.layout.world} | self.layout.sizes
-        self.metrics.write("settings", values=values, shape=shape, machine=runtime.machine(), ranks=ranks)
+        self.metrics.write("settings", **settings(self.run, self.layout, sources))
 
     def _event(self, message: str) -> None:
         log.say(message)
@@ -119,10 +108,13 @@ class Trainer:
         if kind in ("nan", "spike"):
             first, size = schedule.first_sample(self.run, step - 1), schedule.batch_size(self.run, step - 1)
             documents = self.watch.documents(first, size)
-        incidents.append(self.folder, Incident(
-            step=step, kind=kind, rank=rank, message=message, action=action, first_sample=first, num_samples=size,
-            documents=documents,
-        ))  # fmt: skip
+        try:
+            incidents.append(self.folder, Incident(
+                step=step, kind=kind, rank=rank, message=message, action=action, first_sample=first, num_samples=size,
+                documents=documents,
+            ))  # fmt: skip
+        except OSError as error:  # a full disk: no reason to end a run
+            log.say(f"the incident log could not be written: {error.strerror}")
 
     def fit(self) -> Llama:
         """Train to the last step and return the model, or this rank's part of it.
@@ -174,8 +166,9 @@ class Trainer:
             last = done.step == run.steps
             if self.tracer is not None:
                 self.tracer.step()
-            since.flops += utilization.model_flops(run.shape, batch)
-            since.computed += utilization.hardware_flops(run.shape, batch, self.layout.recompute)
+            if not self.guard.skips(done.step):
+                since.flops += utilization.model_flops(run.shape, batch)
+                since.computed += utilization.hardware_flops(run.shape, batch, self.layout.recompute)
             if last or done.step % run.log.every == 0:
                 self._log(progress, *found, since)
                 since = state.Since(done)
@@ -218,12 +211,13 @@ class Trainer:
 
         Raises ValueError where there is none, or it has been tried too often.
         """
-        self.saver.wait()
+        self.dog.beat("going back", PATIENT * self.run.health.hang_seconds)
+        self._wait()
         found = self.saver.newest(self._event)
         if found is None:
             raise ValueError(
-                f"{reason} at step {step}, and there is no checkpoint to go back to: lower --optim.lr, or lengthen "
-                "--schedule.warmup-steps, and start again"
+                f"{reason} at step {step}, and there is no checkpoint to go back to: {advice(leave_out)}, and start "
+                "again"
             )
         before = state.step_of(found)
         self.guard.roll_back(step, before, leave_out=leave_out)
@@ -242,7 +236,9 @@ class Trainer:
                 self._incident(done.step, "straggler", str(slow), "training goes on at its pace", rank=slow.rank)
         if last or stopping or done.step % run.checkpoint.every == 0:
             self.dog.beat(f"checkpoint of step {done.step}", PATIENT * run.health.hang_seconds)
-            if self._is_corrupt():
+            if last:
+                self._watch(last)  # first, for a run that has its last checkpoint is not gone on with
+            if self._undo_corruption():
                 return True
             with self.timer("checkpoint"):
                 self._save(must=last or stopping)
@@ -251,17 +247,15 @@ class Trainer:
                 done.step, "stop", "SIGTERM", "its checkpoint is written, and the same command goes on from there"
             )
             self.metrics.close()
+            mesh.leave()
             raise SystemExit(STOPPED)
-        self._watch(last)
+        if not last:
+            self._watch()
         return False
 
     def _save(self, must: bool) -> None:
         """A checkpoint; where the disk takes none, training goes on, unless this one `must` be kept."""
-        step, action = self.counters.step, "training goes on; the older checkpoints stand"
-        try:
-            self.saver.wait()
-        except OSError as error:
-            self._incident(step, "disk", str(error), action)
+        self._wait()
         try:
             self.saver.save()
             if must:
@@ -269,9 +263,19 @@ class Trainer:
         except OSError as error:
             if must:
                 raise
-            self._incident(step, "disk", str(error), action)
+            self._no_checkpoint(error)
 
-    def _is_corrupt(self) -> bool:
+    def _wait(self) -> None:
+        """Until the checkpoint under way is written, or known to be lost."""
+        try:
+            self.saver.wait()
+        except OSError as error:
+            self._no_checkpoint(error)
+
+    def _no_checkpoint(self, error: OSError) -> None:
+        self._incident(self.counters.step, "disk", str(error), "training goes on; the older checkpoints stand")
+
+    def _undo_corruption(self) -> bool:
         """Whether copies of the model, which must be equal to the bit, are not; then training has gone back."""
         found = replicas.compare(self.compute.named_parameters(), self.mesh) if self.mesh is not None else None
         if not found:
@@ -310,7 +314,8 @@ class Trainer:
     def _share_of_peak(self, flops_per_second: float) -> float | None:
         """Of all devices together, of what this rank's rows ask for; None while it is not worth measuring the peak."""
         together = reduce.total(torch.tensor(flops_per_second, dtype=torch.float64), self.mesh, ("dp", "fsdp")).item()
-        if self.peak.published is None and self.counters.elapsed < WORTH_MEASURING:
+        too_early = self.peak.published is None and self.counters.elapsed < WORTH_MEASURING
+        if too_early or self.rank or self.run.precision == "fp8":
             return None
         return self.peak.share(together / self.layout.world)
 

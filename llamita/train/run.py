@@ -46,6 +46,13 @@ class Optim:
     clip: float = 1.0
     """Largest norm of the whole gradient."""
 
+    def __post_init__(self) -> None:
+        for name in ("lr", "muon_lr", "eps", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"optim.{name} must be above 0, not {getattr(self, name)}")
+        if self.weight_decay < 0 or not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
+            raise ValueError("optim.weight_decay is 0 or more, and optim.beta1 and beta2 are from 0 to below 1")
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -139,6 +146,8 @@ class Run:
         for name in ("steps", "micro_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.checkpoint.keep_every < 0 or self.log.trace_step < 0:
+            raise ValueError("checkpoint.keep_every and log.trace_step are steps from 1 up, or 0 for none")
         for name in (
             "checkpoint.every",
             "checkpoint.keep",

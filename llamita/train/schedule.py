@@ -149,7 +149,10 @@ def check_extension(stem: "Run", run: "Run", step: int) -> None:
     at every step before it. What else may differ is `EXTENDABLE`."""
     if (stem.schedule, stem.steps) != (run.schedule, run.steps):
         if (stem.schedule.kind, stem.schedule.warmup_steps) != (run.schedule.kind, run.schedule.warmup_steps):
-            raise ValueError("schedule.kind and schedule.warmup_steps of an extended run must be those of its stem")
+            raise ValueError(
+                "only a plateau can be gone on from: train the stem with schedule.kind wsd, and leave "
+                "schedule.warmup_steps as it is"
+            )
         for whose, each in (("the stem's", stem), ("the extended", run)):
             start = decay_start(each.schedule, each.steps)
             if start < step:

@@ -58,9 +58,9 @@ class Saver:
 
     def _state(self) -> dict[str, Any]:
         """By name, sharing memory with the run."""
-        rng = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            rng["cuda"] = torch.cuda.get_rng_state()
+        rng = {f"rng {self.rank}": {"cpu": torch.get_rng_state()}}
+        if self.compute.device.type == "cuda":
+            rng[f"cuda rng {self.rank}"] = {"cuda": torch.cuda.get_rng_state()}
         return {
             "model": {name: weight.detach() for name, weight in self.compute.named_parameters()},
             "optimizer": self.optimizer.state_dict(),
@@ -68,7 +68,8 @@ class Saver:
             "counters": dataclasses.asdict(self.counters),
             "guard": self.guard.state(),
             "world": self.world,
-            f"rng {self.rank}": rng,
+            "device": self.compute.device.type,
+            **rng,
         }
 
     def save(self) -> None:
@@ -86,14 +87,16 @@ class Saver:
         return store.newest(self.root, report)
 
     def load(self, folder: Path, *, with_guard: bool) -> None:
-        """Restore everything in place, whatever layout wrote it. Random numbers come back to as many ranks as wrote
-        them. Without the guard's state what it has learnt since stays."""
-        written: dict[str, Any] = {"world": 0}
+        """Restore everything in place, whatever layout wrote it. Random numbers come back to as many ranks, and on the
+        kind of device, that wrote them. Without the guard's state what it has learnt since stays."""
+        written: dict[str, Any] = {"world": 0, "device": ""}
         store.load(folder, written)
         state = self._state()
-        rng = f"rng {self.rank}"
+        rng, cuda = f"rng {self.rank}", f"cuda rng {self.rank}"
         if written["world"] != self.world:
             del state[rng]
+        if (written["world"], written["device"]) != (self.world, "cuda"):
+            state.pop(cuda, None)
         if not with_guard:
             del state["guard"]
         store.load(folder, state)
@@ -102,8 +105,8 @@ class Saver:
             self.guard.load(state["guard"])
         if rng in state:
             torch.set_rng_state(state[rng]["cpu"])
-        if "cuda" in state.get(rng, {}):
-            torch.cuda.set_rng_state(state[rng]["cuda"])
+        if cuda in state:
+            torch.cuda.set_rng_state(state[cuda]["cuda"])
 
 
 def step_of(folder: Path) -> int:
@@ -115,6 +118,8 @@ def check_same(saved: Run, run: Run, where: Path, step: int) -> None:
     """Raise ValueError when going on with `run` from step `step` would not be going on with what was saved there."""
     changed = {key: values for key, values in config.diff(saved, run).items() if not key.startswith(FREE)}
     refused = {key: values for key, values in changed.items() if not key.startswith(EXTENDABLE)}
+    if "data.fingerprint" in refused:
+        raise ValueError(f"{where} was trained on other data than these: give that corpus back, or another folder")
     if refused:
         listed = ", ".join(f"{key} was {old!r} and is {new!r}" for key, (old, new) in refused.items())
         raise ValueError(

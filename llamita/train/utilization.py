@@ -60,7 +60,7 @@ class Peak:
 
     def __init__(self, device: torch.device, precision: str, shape: Shape):
         self.published = runtime.peak_flops(device, precision)
-        self.device, self.dtype = device, torch.bfloat16 if precision == "bf16" else torch.float32
+        self.device, self.dtype = device, torch.float32 if precision == "fp32" else torch.bfloat16
         pairs = [(shape.dim, shape.dim), (shape.dim, shape.ffn_dim), (shape.ffn_dim, shape.dim)]
         self.sizes = [(MATMUL_ROWS, *pair) for pair in pairs] + [(MATMUL_ROWS // 4, shape.dim, shape.vocab_size)]
         self.reached = 0.0

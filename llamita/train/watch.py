@@ -2,9 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+from llamita import config, runtime
 from llamita.data.pack import Batch
 from llamita.model.llama import Llama
+from llamita.parallel.layout import Layout
+from llamita.train.run import Run
 
 
 def no_evaluation(model: Llama) -> dict[str, float]:
@@ -32,3 +36,18 @@ class Watch:
     sample: Callable[[Llama], list[tuple[str, str]]] = no_samples
     documents: Callable[[int, int], tuple[str, ...]] = no_documents
     heldout: Batch | None = None
+
+
+def settings(run: Run, layout: Layout, sources: dict[str, str]) -> dict[str, Any]:
+    """What `metrics.jsonl` says first: every setting and where it comes from, what follows from the shape, the machine,
+    the ranks."""
+    shape = {name: getattr(run.shape, name) for name in ("num_params", "num_matmul_params", "head_dim")}
+    shape["train_flops_per_token"] = run.shape.train_flops_per_token(run.data.seq_len)
+    shape["kv_bytes_per_token"] = run.shape.kv_bytes_per_token()
+    flat = config.flatten(run).items()
+    return {
+        "values": {key: {"value": value, "source": sources.get(key, "default")} for key, value in flat},
+        "shape": shape,
+        "machine": runtime.machine(),
+        "ranks": {"world": layout.world} | layout.sizes,
+    }
