@@ -3,7 +3,9 @@
 python benchmarks/data.py SHARED_DATA TOKENIZER [--peers PYTHON] [--megabytes 100]
 
 SHARED_DATA holds pretrain/ and html/; PYTHON is the interpreter of an environment with datatrove, spacy and nltk.
-Results go to benchmarks/results/data.json. Every build is a process of its own, its imports counted.
+Results go to benchmarks/results/data.json. Every build is a process of its own, its imports counted. `jsonl` and
+`parquet` are of --megabytes of text, `jsonl_all` of all there is; `jsonl_further` is what each MB costs that the latter
+has more, without what starting costs.
 """
 
 import argparse
@@ -46,8 +48,8 @@ def documents(shared: Path) -> Iterator[dict]:
                     yield {"text": piece, "id": f"{name}:{number}:{start}", "source": name.split(".")[0]}
 
 
-def sample(shared: Path, num_bytes: int, seed: int = 0) -> list[dict]:
-    """Documents of all sources in one order, until there are `num_bytes` of text."""
+def sample(shared: Path, num_bytes: float, seed: int = 0) -> list[dict]:
+    """Documents of all sources in one order, until there are `num_bytes` of text or no more."""
     rows = list(documents(shared))
     random.Random(seed).shuffle(rows)
     taken, size = [], 0
@@ -156,6 +158,23 @@ def middle(runs: list[dict]) -> dict:
     return sorted(runs, key=lambda run: run["cpu"])[len(runs) // 2]
 
 
+def timed(name: str, path: Path, tokenizer: Path, num_runs: int) -> dict:
+    """The median of some builds with one worker."""
+    runs = [run_build("web", [path], tokenizer, 1) for _ in range(num_runs)]
+    run = middle(runs)
+    found = {"mb_per_s_wall": [round(r["bytes"] / r["wall"] / 1e6, 2) for r in runs],
+             "mb_per_s_cpu": round(run["bytes"] / run["cpu"] / 1e6, 2), **run}  # fmt: skip
+    print(name, found["mb_per_s_wall"], found["mb_per_s_cpu"], json.dumps(run["times"]), run["peak_mib"], flush=True)
+    return found
+
+
+def further(less: dict, more: dict) -> dict:
+    """What the MB cost that one build has more than another, and what both spend whatever there is to read."""
+    num_bytes, seconds = more["bytes"] - less["bytes"], more["cpu"] - less["cpu"]
+    fixed = less["cpu"] - less["bytes"] * seconds / num_bytes
+    return {"mb": num_bytes / 1e6, "cpu_mb_per_s": round(num_bytes / seconds / 1e6, 2), "fixed_cpu_seconds": fixed}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("shared", type=Path)
@@ -170,12 +189,11 @@ def main() -> None:
         jsonl = write_jsonl(rows, Path(folder) / "text.jsonl")
         parquet = Path(folder) / "text.parquet"
         pq.write_table(pyarrow.Table.from_pylist(rows), parquet, row_group_size=1000)
-        for name, path in (("jsonl", jsonl), ("parquet", parquet)):
-            runs = [run_build("web", [path], args.tokenizer, 1) for _ in range(args.runs)]
-            run = middle(runs)
-            found[name] = {"mb_per_s_wall": [round(r["bytes"] / r["wall"] / 1e6, 2) for r in runs],
-                           "mb_per_s_cpu": round(run["bytes"] / run["cpu"] / 1e6, 2), **run}  # fmt: skip
-            print(name, found[name]["mb_per_s_wall"], json.dumps(run["times"]), run["peak_mib"], flush=True)
+        whole = write_jsonl(sample(args.shared, float("inf")), Path(folder) / "all.jsonl")
+        for name, path in (("jsonl", jsonl), ("parquet", parquet), ("jsonl_all", whole)):
+            found[name] = timed(name, path, args.tokenizer, args.runs)
+        found["jsonl_further"] = further(found["jsonl"], found["jsonl_all"])
+        print("jsonl_further", found["jsonl_further"], flush=True)
         if args.peers:
             found["datatrove"] = datatrove(args.peers, rows[:400], Path(folder))
             print("datatrove", found["datatrove"], flush=True)

@@ -35,9 +35,11 @@ def build(built: Built) -> None:
     import os
 
     from llamita.data.build import Workers
+    from llamita.data.engine import settle
     from llamita.recipes import corpora
     from llamita.tokenizer.opened import open_tokenizer
 
+    settle()
     tokenizer = open_tokenizer(built.tokenizer)
     if built.slurm:
         script = built.out.with_name(f"{built.out.name}-submit.sh")
@@ -61,6 +63,8 @@ def task(folder: Positional[Path], stage: Positional[str], number: int, of: int)
         of: Tasks of the array.
     """
     from llamita.data import build
+    from llamita.data.engine import settle
     from llamita.recipes.corpora import judge_of
 
+    settle()
     build.task(folder, stage, number, of, judge_of)

@@ -19,7 +19,7 @@ from llamita.data.contamination import Index, read_items
 from llamita.data.curate import Judge, scorer
 from llamita.data.encode import ENCODE
 from llamita.data.engine import Facts, Stage, perform, write_json
-from llamita.data.job import Job, forget
+from llamita.data.job import Job, begin
 from llamita.data.read import Document, Part, plan_parts
 from llamita.data.recipe import Recipe, placed, plain
 from llamita.data.resolve import FREQUENT, LINES, MATCH, RESOLVE
@@ -145,9 +145,9 @@ def prepare(
     folder: Path, recipe: Recipe, tokenizer: AnyTokenizer, parts: Sequence[Part], judge: Callable[[], Judge] | None
 ) -> Job:
     """What all tasks need, in the work folder; written once."""
-    forget()
-    curator.cache_clear()
     job = Job(folder, recipe, len(parts), judge)
+    begin(job, tokenizer)
+    curator.cache_clear()
     whole = folder / "prepared"
     if not whole.exists():
         job.corpus.mkdir(exist_ok=True)

@@ -26,14 +26,9 @@ def c4_lines(strings: Strings) -> Strings:
     kept = Strings(out[: ends[-1]], ends)
     cited = _with(kept, kept.data.tobytes(), (b"[",))
     marked = _with(strings, strings.data.tobytes().lower(), SIGNS)
-    if not cited and not marked:
-        return kept
-    texts = [kept[i] for i in range(len(kept))]
-    for i in cited:
-        texts[i] = CITATION.sub(b"", texts[i])
-    for i in marked:
-        texts[i] = plain_c4_lines(strings[i])
-    return Strings.of(texts)
+    texts = {i: CITATION.sub(b"", kept[i]) for i in cited} | {i: plain_c4_lines(strings[i]) for i in marked}
+    places = sorted(texts)
+    return kept.with_texts(places, [texts[i] for i in places]) if texts else kept
 
 
 def plain_c4_lines(text: bytes) -> bytes:
@@ -106,6 +101,7 @@ def _long_lines(data, offsets, out, ends):
             if first < last and _is_long(data, first, last):
                 if size > begun:
                     out[size], size = 10, size + 1
-                for k in range(first, last):
-                    out[size], size = data[k], size + 1
+                for k in range(last - first):
+                    out[size + k] = data[first + k]
+                size += last - first
         ends[text + 1] = size

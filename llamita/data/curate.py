@@ -236,11 +236,10 @@ def reasons(gone: np.ndarray, reason: str) -> np.ndarray:
 
 
 def replaced(strings: Strings, places: np.ndarray, others: Strings) -> Strings:
-    """`strings` with those at `places` replaced."""
-    texts = [strings[i] for i in range(len(strings))]
-    for number, place in enumerate(places.tolist()):
-        texts[place] = others[number]
-    return Strings.of(texts)
+    """`strings` with those at `places`, ascending, replaced."""
+    if len(places) == len(strings):
+        return others
+    return strings.with_texts(places.tolist(), [others[number] for number in range(len(others))])
 
 
 def scorer(recipe: Recipe) -> Callable[[Strings], np.ndarray]:

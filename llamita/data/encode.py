@@ -4,8 +4,9 @@ The held-out documents are those whose key lies below the border, so each split 
 """
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,18 +63,26 @@ def forget() -> None:
     give_back()
 
 
-def encoded(texts: list[str], tokenizer: AnyTokenizer, bulk: "Bulk | None") -> Iterable[Sequence[int] | np.ndarray]:
-    """The ids of each text, the same from either encoder."""
-    if bulk is None:
-        return tokenizer.encode_batch(texts)
-    ids, lengths = bulk.encode(texts)
-    return np.split(ids, np.cumsum(lengths)[:-1])
+def encoded(texts: list[str], tokenizer: AnyTokenizer, bulk: "Bulk | None") -> tuple[np.ndarray, np.ndarray]:
+    """The ids of all texts, one after another, and how many each has; the same from either encoder."""
+    if bulk is not None:
+        return bulk.encode(texts)
+    rows = tokenizer.encode_batch(texts)
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    return np.fromiter(chain.from_iterable(rows), TOKEN, lengths.sum()), lengths
 
 
-def framed(texts: list[str], tokenizer: AnyTokenizer, bulk: "Bulk | None") -> list[np.ndarray]:
-    """BOS (EOS where texts have no BOS), the ids, EOS of each text."""
-    first, last = tokenizer.bos_id if tokenizer.adds_bos else tokenizer.eos_id, tokenizer.eos_id
-    return [np.concatenate([[first], ids, [last]]).astype(TOKEN) for ids in encoded(texts, tokenizer, bulk)]
+def framed(texts: list[str], tokenizer: AnyTokenizer, bulk: "Bulk | None") -> tuple[np.ndarray, np.ndarray]:
+    """The same with BOS (EOS where texts have no BOS) before each text, and EOS behind it."""
+    ids, lengths = encoded(texts, tokenizer, bulk)
+    lengths = lengths + 2
+    ends = np.cumsum(lengths)
+    found, is_id = np.empty(len(ids) + 2 * len(texts), TOKEN), np.ones(len(ids) + 2 * len(texts), bool)
+    is_id[ends - 1] = is_id[ends - lengths] = False
+    found[is_id] = ids
+    first, last = np.array([tokenizer.bos_id if tokenizer.adds_bos else tokenizer.eos_id, tokenizer.eos_id], TOKEN)
+    found[ends - lengths], found[ends - 1] = first, last
+    return found, lengths
 
 
 class Remains:
@@ -146,10 +155,10 @@ def encode(job: Job, number: int, tick: Tick) -> Facts:
             if not len(table):
                 continue
             texts = Strings.of_arrow(table["text"].combine_chunks())
-            docs = framed(texts.texts(), tokenizer, bulk)
-            assert max(int(doc.max()) for doc in docs) < tokenizer.vocab_size, "an id beyond the vocabulary"
-            file.write(b"".join(doc.tobytes() for doc in docs))
-            lengths.append(np.array([len(doc) for doc in docs]))
+            ids, each = framed(texts.texts(), tokenizer, bulk)
+            assert int(ids.max()) < tokenizer.vocab_size, "an id beyond the vocabulary"
+            file.write(ids.data)
+            lengths.append(each)
             ledgers.append(table.drop_columns("text").add_column(0, "id", [duplicates.exact_hashes(texts)]))
             done += len(table)
             tick({"docs": done, "share": done / job.docs(number)})

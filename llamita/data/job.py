@@ -56,7 +56,10 @@ class Job:
 
     @property
     def tokenizer(self) -> AnyTokenizer:
-        return _tokenizer(self.corpus / "tokenizer")
+        folder = self.corpus / "tokenizer"
+        if folder not in _opened:
+            _opened[folder] = open_tokenizer(folder)
+        return _opened[folder]
 
     @property
     def index(self) -> Path:
@@ -132,16 +135,15 @@ def _counts(job: Job) -> np.ndarray:
     return np.load(kept, allow_pickle=False)
 
 
-def forget() -> None:
-    """What was read of an earlier build in this process, whose folder may have had the same name."""
+_opened: dict[Path, AnyTokenizer] = {}
+
+
+def begin(job: Job, tokenizer: AnyTokenizer) -> None:
+    """Forgets an earlier build of this process, whose folder may have had the same name, and keeps what it takes 0.2 s
+    to open again."""
     _counts.cache_clear()
-    _tokenizer.cache_clear()
-
-
-@lru_cache(maxsize=1)
-def _tokenizer(folder: Path) -> AnyTokenizer:
-    """Once a process."""
-    return open_tokenizer(folder)
+    _opened.clear()
+    _opened[job.corpus / "tokenizer"] = tokenizer
 
 
 def a_part(job: Job) -> int:

@@ -23,7 +23,7 @@ from llamita.data.strings import Strings
 UNDETERMINED = "und"
 VOTE = 1.0  # nats
 BATCH = 1024  # texts weighed at once: bounds memory
-FEATURE_BITS, LANES = 20, 4
+FEATURE_BITS, LANES = 20, 8
 SHORT_CHARS, SHORT_THRESHOLD = 20, 0.1
 LONG_CHARS = 80  # from here on THRESHOLDS hold; between, a straight line
 LETTERS_COST = 4.0  # confidence lost, were all letters foreign

@@ -49,16 +49,15 @@ def _of_words(strings: Strings, words: Words, found: dict[str, np.ndarray]) -> d
 def _count(data, offsets, hashes, starts, sizes, kinds, ends, table, stops, langs, rows, stop_counts):
     seen, wrap = np.zeros(len(stops), np.bool_), np.uint64(len(table) - 1)
     for text in range(len(offsets) - 1):
-        row = rows[text]
-        row[0] = ends[text + 1] - ends[text]
+        words, chars, longest, letters, alone = 0, 0, 0, 0, 0
         seen[:] = False
         for i in range(ends[text], ends[text + 1]):
             if kinds[i] & IN_WORD:
-                row[1] += 1
-                row[2] += sizes[i]
-                row[6] += kinds[i] & ALONE != 0
-                row[3] = max(row[3], sizes[i])
-            row[4] += kinds[i] & LETTER != 0
+                words += 1
+                chars += sizes[i]
+                alone += kinds[i] & ALONE != 0
+                longest = max(longest, sizes[i])
+            letters += kinds[i] & LETTER != 0
             slot = np.int64(hashes[i] & wrap)
             while table[slot] >= 0 and stops[table[slot]] != hashes[i]:
                 slot = (slot + 1) & np.int64(wrap)
@@ -67,7 +66,9 @@ def _count(data, offsets, hashes, starts, sizes, kinds, ends, table, stops, lang
         for stop in range(len(stops)):
             if seen[stop]:
                 stop_counts[text] += langs[stop]
-        row[5] = _sentences(data, offsets[text + 1], starts, kinds, ends[text], ends[text + 1])
+        rows[text, :5] = ends[text + 1] - ends[text], words, chars, longest, letters
+        rows[text, 5] = _sentences(data, offsets[text + 1], starts, kinds, ends[text], ends[text + 1])
+        rows[text, 6] = alone
 
 
 @njit(cache=True, nogil=True, _nrt=False)

@@ -211,7 +211,7 @@ def _matchers() -> tuple[Any, dict[str, Any]]:
 def replaced(strings: Strings, is_code: np.ndarray) -> tuple[Strings, dict[str, np.ndarray]]:
     """The texts with placeholders, and how many of each kind, int32 [len]. `is_code` bool [len]: see above."""
     counts = {name: np.zeros(len(strings), np.int32) for name in KINDS}
-    texts: list[bytes] = []
+    texts: dict[int, bytes] = {}
     for i in range(len(strings)):
         text = strings[i]
         for _ in range(PASSES):
@@ -220,8 +220,8 @@ def replaced(strings: Strings, is_code: np.ndarray) -> tuple[Strings, dict[str, 
                 counts[name][i] += 1
             if not found:
                 break
-        texts.append(text)
-    return Strings.of(texts), counts
+            texts[i] = text
+    return strings.with_texts(list(texts), list(texts.values())) if texts else strings, counts
 
 
 def _replaced(text: bytes, is_code: bool) -> tuple[bytes, list[str]]:

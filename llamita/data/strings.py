@@ -55,6 +55,22 @@ class Strings:
         return [whole[start:end].decode() for start, end in pairwise(self.offsets.tolist())]
 
     def chosen(self, which: np.ndarray) -> "Strings":
-        """The texts at these places: indices, or a mask, bool [len]."""
-        places = np.flatnonzero(which) if which.dtype == bool else which
-        return Strings.of([self[int(i)] for i in places])
+        """The texts at these places: indices, or a mask, bool [len]. Neighbours are copied in one piece."""
+        places = np.flatnonzero(which) if which.dtype == bool else which.astype(np.int64)
+        firsts = np.flatnonzero(np.diff(places, prepend=-2) != 1)
+        lasts = np.append(firsts[1:], len(places))[: len(firsts)] - 1
+        spans = zip(self.offsets[places[firsts]].tolist(), self.offsets[places[lasts] + 1].tolist(), strict=True)
+        data = np.concatenate([self.data[:0], *(self.data[start:end] for start, end in spans)])
+        data.flags.writeable = False  # as of every other Strings: kernels are compiled anew for what may be written
+        return Strings(data, np.concatenate([[0], np.cumsum(self.sizes[places])]))
+
+    def with_texts(self, places: Sequence[int], texts: Sequence[bytes]) -> "Strings":
+        """These texts instead of those at `places`, ascending; what stands between is copied in one piece."""
+        sizes, parts, at = self.sizes, [], 0
+        sizes[places] = [len(text) for text in texts]
+        for place, text in zip(places, texts, strict=True):
+            parts += [self.data[at : self.offsets[place]], np.frombuffer(text, np.uint8)]
+            at = self.offsets[place + 1]
+        data = np.concatenate([*parts, self.data[at:]])
+        data.flags.writeable = False
+        return Strings(data, np.concatenate([[0], np.cumsum(sizes)]))
