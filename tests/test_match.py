@@ -13,7 +13,7 @@ from llamita.data import resolve
 from llamita.data.build import build
 from llamita.data.collect import RowFiles
 from llamita.data.engine import perform
-from llamita.data.job import BANDS, HASH, Job, forget
+from llamita.data.job import BANDS, HASH, Job, _counts
 from llamita.data.recipe import Dedup, Recipe
 from llamita.data.resolve import MATCH, match, num_ranges, ways
 from tests.fakes import byte_tokenizer
@@ -25,7 +25,7 @@ EXACT = Recipe("r", dedup=Dedup(url=True))
 def some_job(folder: Path, parts: int, docs: int, names=("exact", "url"), values=2**64, recipe=EXACT) -> Job:
     """A work folder as the stage `read` leaves it, of random hashes, written in blocks of uneven size."""
     rng = np.random.default_rng(0)
-    forget()
+    _counts.cache_clear()
     job = Job(folder, recipe, parts)
     (folder / "read").mkdir(parents=True)
     (folder / "match").mkdir()
@@ -77,7 +77,7 @@ def read_by_tasks(job: Job) -> int:
     """Bytes that all tasks of `match` take out of files, each a process of its own as Slurm's are."""
     before = taken()
     for number in range(MATCH.count(job)):
-        forget()
+        _counts.cache_clear()
         match(job, number, lambda facts: None)
     return taken() - before
 
@@ -112,7 +112,7 @@ def test_markers_are_read_by_one_task(tmp_path):
 def test_more_documents_than_32_bits_count_are_told_apart(tmp_path, monkeypatch):
     job = some_job(tmp_path, 3, 10, values=7)
     np.save(tmp_path / "counts.npy", np.array([(3 * 10**9, 1)] * 3))
-    forget()
+    _counts.cache_clear()
     monkeypatch.setattr(resolve, "MATCH_BYTES", 2**40)
     found = pairs_of(job)["exact"]
     assert {place // (3 * 10**9) for pair in found for place in pair} == {0, 1, 2}
