@@ -28,7 +28,7 @@ def test_optional_subtree_survives_toml(tmp_path):
         ('name = "x"\nstepz = 3', "unknown setting 'stepz'; did you mean 'steps'?"),
         ('name = "x"', "the setting 'shape' is missing"),
         ('name = "x"\nsteps = "many"', "steps wants int, got 'many'"),
-        ('name = "x"\nprecision = "fp8"', "precision = 'fp8' is unknown"),
+        ('name = "x"\nprecision = "fp9"', "precision = 'fp9' is unknown"),
         ("name = ", "Invalid value"),
     ],
 )

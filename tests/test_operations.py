@@ -32,6 +32,10 @@ def test_a_branch_off_the_plateau_falls_and_its_stem_stays(world, capsys, tmp_pa
     assert run(capsys, *branch)[0] == 0, "the same command again finds it finished"
     said = refused(capsys, "extend", stem, "--at", "7", "--steps", "9", "--decay-steps", "2", "--dir", tmp_path / "b")
     assert "no whole checkpoint of step 7, only of: 5, 10, 15, 20" in said and not (tmp_path / "b").exists()
+    said = refused(
+        capsys, "extend", tmp_path, "--at", "7", "--steps", "9", "--decay-steps", "2", "--dir", tmp_path / "b"
+    )
+    assert "has no run.toml" in said
     said = refused(capsys, "extend", stem, "--at", "20", "--steps", "30", "--decay-steps", "5", "--dir", tmp_path / "b")
     assert "falls from step 14 on, before step 20" in said and not (tmp_path / "b").exists()
 
@@ -83,6 +87,13 @@ def test_bad_words_are_refused(capsys, tmp_path):
     assert "an even number" in refused(capsys, "verify-resume", "--steps", "3", "--", "train", "--dir", tmp_path)
     said = refused(capsys, "verify-resume", "--", "train", "tiny", "--dir", tmp_path / "run")
     assert "the run fails: llamita: no corpus is named" in said
+
+
+def test_a_layout_for_other_ranks_is_refused_before_anything_is_written(world, capsys, tmp_path):  # noqa: F811
+    words = [*train_words(world, tmp_path / "run"), "--parallel.tp", "2"]
+    assert "tp 2 makes 2 ranks, and 1 are running" in refused(capsys, *words)
+    assert not (tmp_path / "run").exists()
+    assert "optim.clip must be above 0" in refused(capsys, *train_words(world, tmp_path / "run"), "--optim.clip", "0")
 
 
 def test_torchrun_trains_one_run_with_two_processes(world, tmp_path):  # noqa: F811

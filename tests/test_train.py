@@ -178,7 +178,7 @@ def test_the_share_of_a_measured_peak_is_one_of_real_work(tmp_path, monkeypatch)
 
 @pytest.mark.parametrize(
     ("section", "change", "told"),
-    [("optim", {"clip": 0.0}, "optim.clip must be above 0"), ("optim", {"lr": -1.0}, "optim.lr must be above 0"),
+    [("optim", {"clip": 0.0}, "optim.clip must be above 0"), ("optim", {"lr": -1.0}, "optim.lr must not be below 0"),
      ("optim", {"beta2": 1.0}, "beta1 and beta2"), ("checkpoint", {"keep_every": -1}, "checkpoint.keep_every")],
 )  # fmt: skip
 def test_settings_that_cannot_train_are_refused(section, change, told):

@@ -21,6 +21,8 @@ def extend(
 
     The stem stays as it is. Called again, it goes on. Raises ValueError: no such checkpoint, a past that would change.
     """
+    if not (stem / "run.toml").is_file():
+        raise ValueError(f"{stem} has no run.toml: give the folder of a run, as `llamita train` writes it")
     there = {step: path for step, path in store.steps(stem / "checkpoints") if store.damage(path) is None}
     if at not in there:
         held = ", ".join(map(str, sorted(there))) or "none"

@@ -75,7 +75,8 @@ def pretrain(run: Run, folder: Path, *, prompts: list[str], sources: Sources | N
     """Train from the run's corpus into a run folder, going on from its newest whole checkpoint."""
     corpus, tokenizer = open_corpus(run)
     run = dataclasses.replace(run, data=dataclasses.replace(run.data, fingerprint=corpus.manifest.fingerprint))
-    rank, _ = mesh.join(runtime.pick_device(run.device).type)
+    rank, world = mesh.join(runtime.pick_device(run.device).type)
+    run.parallel.resolved(world)  # refuses before anything is written
     rows, sampler, pools = mesh.first_rank_first(lambda: mixed_rows(run, corpus, folder / "packing"))
     samples = schedule.first_sample(run, run.steps)
     shares = [count / samples for count in sampler.drawn(samples)]

@@ -47,9 +47,12 @@ class Optim:
     """Largest norm of the whole gradient."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "muon_lr", "eps", "clip"):
+        for name in ("eps", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"optim.{name} must be above 0, not {getattr(self, name)}")
+        for name in ("lr", "muon_lr"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"optim.{name} must not be below 0: {getattr(self, name)}")
         if self.weight_decay < 0 or not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
             raise ValueError("optim.weight_decay is 0 or more, and optim.beta1 and beta2 are from 0 to below 1")
 
