@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+import re
 
 import pytest
 
@@ -49,7 +50,7 @@ def clean(tmp_path_factory):
 def test_a_rank_that_is_killed_ends_the_world_and_the_next_start_ends_like_no_kill(clean, tmp_path):
     folder = tmp_path / "run"
     codes, ended = drill.world(folder, RUN, [Fault("kill", 1, 7)])
-    assert codes[1] == -9 and codes[0] == 1 and "Connection closed by peer" in ended[0].error
+    assert codes == [1, -9] and re.search("closed by peer|remote worker", ended[0].error)
     assert drill.world(folder, RUN)[0] == [0, 0]
     assert losses(folder) == losses(clean) and same_end(folder, clean)
 
