@@ -13,7 +13,7 @@ def demo() -> Run:
         name="demo",
         shape=preset("demo"),
         data=Data(seq_len=256),
-        optim=Optim(kind="muon", lr=6e-3, muon_lr=6e-3),
+        optim=Optim(kind="muon", lr=6e-3, muon_lr=4e-3),
         schedule=Schedule(kind="wsd", warmup_steps=20, decay_share=0.4),
         checkpoint=Checkpoint(every=200),
         log=Log(every=20, eval_every=200, sample_every=400),
